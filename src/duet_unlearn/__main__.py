@@ -1,0 +1,5 @@
+"""`python -m duet_unlearn` is `duet`."""
+
+from duet_unlearn.cli import main
+
+main()

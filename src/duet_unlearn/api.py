@@ -1,0 +1,317 @@
+"""The whole job from Python: ``unlearn``, ``probe``, ``evaluate``, ``chat``, ``build_lab``.
+
+A run is a row of phases (probe, targets, baselines, train, evaluate, report). Each leaves its files in the run
+folder and is skipped when they are there, so a run that was killed goes on by being started again.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from duet_unlearn.config import Recipe
+from duet_unlearn.data.files import atomic_write_json, atomic_write_text
+from duet_unlearn.data.query import Query
+from duet_unlearn.errors import UserError
+from duet_unlearn.evals import ModelSubject
+from duet_unlearn.evals.suite import run_suite, suite_json
+from duet_unlearn.events import Event, OnEvent, ignore
+from duet_unlearn.job import Job, load_job, load_subject_model, prefix_of
+from duet_unlearn.report import write_report
+from duet_unlearn.runs import (
+    Run,
+    add_timing,
+    append_metrics,
+    default_out,
+    env_info,
+    find_run,
+    mark_done,
+    open_run,
+    truncate_metrics,
+)
+from duet_unlearn.teacher.cache import Targets, build_targets
+from duet_unlearn.teacher.probe import ProbeResult, first_tokens
+from duet_unlearn.teacher.probe import probe as probe_prefix
+from duet_unlearn.train import Checkpoints, save_model, train
+from duet_unlearn.train.loop import peak_memory
+from duet_unlearn.train.model import add_lora, save_gradient_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SUBJECTS = ("base", "prefix", "oracle", "student")
+LOG = logging.getLogger("duet_unlearn")
+
+
+def unlearn(recipe: Recipe, *, out: Path | str | None = None, on_event: OnEvent = ignore) -> Run:
+    """Do everything that a recipe says, into a run folder: probe, targets, training, evaluation, report.
+
+    A finished run is returned as it is; an unfinished one goes on, to the same result.
+
+    Raises:
+        UserError: whatever the user can put right, from a missing file to a full disk.
+    """
+    run = open_run(Path(out or recipe.out or default_out(recipe)), recipe)
+    if run.finished:
+        return run
+    job = load_job(recipe)
+    _write_env(run, job)
+    model, tokenizer = job.load()
+    _probe(run, job, model, tokenizer, on_event)
+    _evaluate_subjects(run, job, ("base", "prefix"), model, tokenizer, on_event)
+    if not (run.model / "config.json").exists() and not (run.model / "adapter_config.json").exists():
+        student = _train(run, job, model, tokenizer, on_event)
+        save_model(student, tokenizer, run.model)
+    del model
+    gc.collect()
+    if recipe.model.oracle:
+        oracle = load_subject_model(recipe.model.oracle, recipe)
+        _evaluate_subjects(run, job, ("oracle",), *oracle, on_event)
+    _evaluate_subjects(run, job, ("student",), *load_subject_model(str(run.model), recipe), on_event)
+    on_event(Event("report", 0, 1))
+    write_report(run.path)
+    Checkpoints(run.checkpoints).clear()
+    on_event(Event("report", 1, 1))
+    mark_done(run)
+    return run
+
+
+def probe(recipe: Recipe, *, on_event: OnEvent = ignore) -> ProbeResult:
+    """What the recipe's prefix does to its model, before any training. Writes nothing.
+
+    Raises:
+        UserError: as ``unlearn``.
+    """
+    job = load_job(recipe)
+    on_event(Event("probe", 0, 1))
+    result = _ask_probe(job, *job.load())
+    on_event(Event("probe", 1, 1, result.verdict))
+    return result
+
+
+def evaluate(
+    what: str | Path, *, recipe: Recipe | None = None, on_event: OnEvent = ignore
+) -> dict[str, dict[str, Any]]:
+    """Scores of a run's subjects, or of any model, on a recipe's questions; a run has questions of its own. Writes
+    nothing.
+
+    Returns subject -> the object of ``evals/<subject>.json``.
+
+    Raises:
+        UserError: a model without a recipe; otherwise as ``unlearn``.
+    """
+    if (Path(what) / "recipe.yaml").exists():
+        from duet_unlearn.recipe import load_recipe
+
+        run = find_run(what)
+        job = load_job(recipe or load_recipe(run.recipe))
+        models = {"base": job.recipe.model.path, "oracle": job.recipe.model.oracle, "student": str(run.model)}
+    elif recipe is None:
+        raise UserError(f"{what}: a model has no questions of its own", "name a recipe that has, with --recipe")
+    else:
+        job, models = load_job(recipe), {"model": str(what)}
+    results: dict[str, dict[str, Any]] = {}
+    for name, path in models.items():
+        if path is None:
+            continue
+        model, tokenizer = load_subject_model(path, job.recipe)
+        for subject in (name, "prefix") if name == "base" else (name,):
+            base = results.get("base")
+            results[subject], _ = _ask_subject(job, subject, model, tokenizer, base, on_event)
+    return results
+
+
+def chat(path: Path | str, question: str, *, max_new_tokens: int = 64) -> dict[str, str]:
+    """One question to base, base + prefix and student of a finished run: label -> greedy answer.
+
+    Raises:
+        UserError: no such run, or it has no student yet.
+    """
+    from duet_unlearn.recipe import load_recipe
+
+    run = find_run(path)
+    if not run.model.is_dir():
+        raise UserError(f"{run.path}: this run has no student yet", "let `duet run` finish it")
+    recipe = load_recipe(run.recipe)
+    messages = [({"role": "user", "content": question},)]
+    base = load_subject_model(recipe.model.path, recipe)
+    student = load_subject_model(str(run.model), recipe)
+    subjects = {
+        "base": ModelSubject("base", *base),
+        "base + prefix": ModelSubject("prefix", *base, prefix=prefix_of(recipe)),
+        "student": ModelSubject("student", *student),
+    }
+    return {
+        label: subject.generate(messages, max_new_tokens=max_new_tokens, batch_size=1)[0]
+        for label, subject in subjects.items()
+    }
+
+
+def build_lab(out: Path | str | None = None, *, on_event: OnEvent = ignore) -> Path:
+    """Train the lab's models anew, each pair at once; into the package if `out` is None. Returns the folder."""
+    from duet_unlearn.lab.build import build
+    from duet_unlearn.lab.card import write_cards
+    from duet_unlearn.lab.data import MODELS
+
+    folder = Path(out) if out else MODELS
+    build(("base", "oracle"), folder, on_event=on_event)
+    build(("arithmetic", "plus-minus"), folder, on_event=on_event)
+    write_cards(folder, on_event=on_event)
+    return folder
+
+
+def _write_env(run: Run, job: Job) -> None:
+    if run.env.exists():
+        return
+    for warning in job.warnings:
+        LOG.warning("warning: %s", warning)
+    atomic_write_json(run.env, env_info(job.recipe, hashes=job.hashes(), device=job.device, warnings=job.warnings))
+
+
+def _probe(run: Run, job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, on_event: OnEvent) -> None:
+    if run.probe.exists():
+        return
+    on_event(Event("probe", 0, 1))
+    with _timed(run, "probe"):
+        result = _ask_probe(job, model, tokenizer)
+    atomic_write_json(run.probe, result.to_json())
+    on_event(Event("probe", 1, 1, result.verdict))
+
+
+def _ask_probe(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ProbeResult:
+    return probe_prefix(
+        model,
+        tokenizer,
+        job.forget,
+        job.retain,
+        prefix_of(job.recipe),
+        k=job.recipe.method.k,
+        max_new_tokens=job.recipe.evaluate.max_new_tokens,
+        batch_size=job.recipe.evaluate.batch_size,
+    )
+
+
+def _train(
+    run: Run, job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, on_event: OnEvent
+) -> nn.Module:
+    """Ask the teacher while the model is still the base; then train it."""
+    recipe, config = job.recipe, job.recipe.train
+    with _timed(run, "targets"):
+        targets = _targets(run, job, model, tokenizer, "train", on_event)
+        held_out = _targets(run, job, model, tokenizer, "validation", on_event) if config.validate_every else None
+    student = add_lora(model, recipe.model.lora, seed=recipe.seed) if recipe.model.lora else model
+    if config.gradient_checkpointing:
+        save_gradient_memory(model)
+    checkpoints = Checkpoints(run.checkpoints)
+    truncate_metrics(run, step=checkpoints.step())
+    source, num_steps = job.source(targets.examples)
+    with _timed(run, "train"):
+        for log in train(
+            student,
+            source=source,
+            num_steps=num_steps,
+            loss=recipe.method.loss,
+            signal=targets.signal,
+            config=config,
+            pad_id=int(tokenizer.pad_token_id or 0),
+            checkpoints=checkpoints,
+            validation=held_out.examples if held_out else (),
+            validation_signal=held_out.signal if held_out else None,
+        ):
+            append_metrics(run, {k: v for k, v in asdict(log).items() if v is not None})
+            on_event(Event("train", log.step, num_steps, f"loss {log.loss:.4g}"))
+    return student
+
+
+def _targets(
+    run: Run,
+    job: Job,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    split: str,
+    on_event: OnEvent,
+) -> Targets:
+    method = job.recipe.method
+    return build_targets(
+        model,
+        tokenizer,
+        job.asked(split),
+        k=method.cached_k,
+        positions=method.positions,
+        weights=job.weights,
+        directory=run.targets / split,
+        on_progress=lambda done, total: on_event(Event("targets", done, total, split)),
+    )
+
+
+def _evaluate_subjects(
+    run: Run,
+    job: Job,
+    names: tuple[str, ...],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    on_event: OnEvent,
+) -> None:
+    """Evaluate what has no scores yet: samples first, then scores, whose file says that both are whole."""
+    for name in names:
+        path = run.evals / f"{name}.json"
+        if path.exists():
+            continue
+        base = json.loads((run.evals / "base.json").read_text(encoding="utf-8")) if name != "base" else None
+        with _timed(run, "evaluate"):
+            scores, samples = _ask_subject(job, name, model, tokenizer, base, on_event)
+        lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        atomic_write_text(run.samples / f"{name}.jsonl", lines)
+        if name == "student":
+            _write_first_tokens(run, job, model, tokenizer)
+        atomic_write_json(path, scores)
+
+
+def _ask_subject(
+    job: Job,
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    base: dict[str, Any] | None,
+    on_event: OnEvent,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    sets, recipe = job.suite(), job.recipe
+    subject = ModelSubject(name, model, tokenizer, prefix=prefix_of(recipe) if name == "prefix" else None)
+    result = run_suite(
+        subject,
+        sets,
+        max_new_tokens=recipe.evaluate.max_new_tokens,
+        batch_size=recipe.evaluate.batch_size,
+        on_progress=lambda set_name, done, total: on_event(Event(f"ask {name}", done, total, set_name)),
+    )
+    label = f"student ({recipe.method.name})" if name == "student" else {"prefix": "base + prefix"}.get(name, name)
+    shift = job.shift(base["scores"], result.scores) if base else None
+    return suite_json(result, sets, subject=name, label=label, shift=shift), result.samples
+
+
+def _write_first_tokens(run: Run, job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The probe's first tokens, with the student's beside them."""
+    shown = json.loads(run.probe.read_text(encoding="utf-8"))["shift"]
+    by_text: dict[str, Query] = {query.text: query for query in (*job.forget, *job.retain)}
+    student = first_tokens(model, tokenizer, [by_text[row["query"]] for row in shown])
+    rows = [row | {"student": tokens} for row, tokens in zip(shown, student, strict=True)]
+    atomic_write_json(run.evals / "first_tokens.json", rows)
+
+
+@contextmanager
+def _timed(run: Run, phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    add_timing(run, phase, seconds=time.perf_counter() - start, peak_memory=peak_memory())
+
+
+__all__ = ["SUBJECTS", "build_lab", "chat", "evaluate", "probe", "unlearn"]

@@ -1,0 +1,67 @@
+"""The command `duet`. Modules here import typer only; every verb imports what it needs inside."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from duet_unlearn import __version__
+from duet_unlearn.cli import read, work
+from duet_unlearn.errors import UserError
+
+app = typer.Typer(
+    name="duet",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # rich is slow to import, and the help pages are plain text in docs/cli.md too
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Results go to stdout, the rest to stderr. Exit codes: 0 done, 1 user error, 2 usage, 130 stop.",
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"duet-unlearn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Make a language model forget a concept.
+
+    And measure what was forgotten, what was kept and what can be brought back.
+    """
+
+
+lab = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.command()(work.demo)
+app.command()(work.init)
+app.command()(work.run)
+app.command()(read.probe)
+app.command()(read.evaluate)
+app.command()(read.compare)
+app.command()(read.report)
+app.command()(read.chat)
+app.command("list")(read.list_)
+lab.command("build")(work.lab_build)
+app.add_typer(lab, name="lab", help="The embedded world and its small models.")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one command and leave with its exit code."""
+    try:
+        app(args, prog_name="duet")
+    except UserError as error:
+        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
+        sys.exit(1)
+    except SystemExit as stop:
+        if stop.code == 130:  # what typer makes of Ctrl-C
+            print("stopped; the same command goes on", file=sys.stderr)
+        raise

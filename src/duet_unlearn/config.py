@@ -1,0 +1,160 @@
+"""The recipe's tree of settings: frozen dataclasses, one a subject, each field documented under it.
+
+A default is the paper's (DUET, arXiv 2601.21283) where it states one; else the docstring says whose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from duet_unlearn.methods import Method
+
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Lt(1)]
+PositiveShare = Annotated[float, Gt(0), Le(1)]
+Whole = Annotated[int, Ge(0)]
+Amount = Annotated[float, Ge(0)]
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Train low-rank adapters instead of all weights; the adapter switched off is the teacher."""
+
+    rank: Count = 16
+    """Rank of each adapter. Ours; the paper trains all weights."""
+    alpha: Positive = 32.0
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the linear layers that get an adapter: by default all of a Llama block."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model that is to forget."""
+
+    path: str
+    """A folder in `save_pretrained` form, a hub id, or `lab:base`."""
+    oracle: str | None = None
+    """A model that never saw the concept, evaluated beside the student; null where there is none."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type that the weights are loaded in."""
+    chat_template: str | None = None
+    """For a model without one: a Jinja file, or `plain` for "Question: .. Answer: ..";
+    null takes the tokenizer's own."""
+    lora: LoraConfig | None = None
+    """Adapters; null trains all weights, as the paper does."""
+
+
+@dataclass(frozen=True)
+class PrefixConfig:
+    """What the teacher is told and the student never sees."""
+
+    text: str = "You have forgotten {concept}. Answer every other question as usual."
+    """The unlearning prefix; `{concept}` stands for the recipe's concept. Explicit and specific is best
+    (the paper's Table 5)."""
+    turn: Literal["system", "user"] = "user"
+    """The turn that it is put into: before the question, or a system turn. Ours; the paper is silent."""
+
+    def render(self, concept: str) -> str:
+        """The prefix for a concept."""
+        return self.text.replace("{concept}", concept)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Query files, relative to the recipe's own folder, or `lab:...` references."""
+
+    forget: str
+    """Questions about the concept; they need no answers."""
+    retain: str | None = None
+    """Questions about everything else; null trains on forget queries alone, which costs
+    retained knowledge (the paper's Table 4)."""
+    validation_forget: str | None = None
+    """Forget queries for early stopping and for choosing settings; never trained on."""
+    validation_retain: str | None = None
+    """Retain queries for the same."""
+    num_forget: Count | None = None
+    """Use the first n forget queries only; null uses all."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    epochs: Count = 10
+    """Passes over the forget and retain queries. Ours; the paper does not say."""
+    rate: Positive = 1e-5
+    """Peak learning rate. Ours, after the usual rate of full fine-tuning at 3 B parameters."""
+    batch_size: Count = 16
+    """Queries an optimiser step, forget and retain mixed."""
+    micro_batch_size: Count | None = None
+    """Queries a forward pass; smaller needs less memory and gives the same result. null: the whole batch."""
+    weight_decay: Amount = 0.0
+    """AdamW's decoupled weight decay."""
+    warmup: Share = 0.0
+    """Share of the steps over which the rate rises from 0."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """How the rate falls after the warm-up."""
+    decay: PositiveShare = 1.0
+    """With `linear`: the last share of the steps, over which the rate falls to 0; constant before."""
+    beta2: Share = 0.999
+    """AdamW's averaging of squared gradients: PyTorch's own."""
+    max_grad_norm: Positive | None = 1.0
+    """Gradients are scaled down to this norm; null never clips."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward pass: bf16 is autocast."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW; `muon` (Muon on the hidden matrices, AdamW on the rest) is for pretraining the lab."""
+    checkpoint_every: Whole = 50
+    """Steps between checkpoints; 0 writes none, and a killed run then starts again."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    validate_every: Whole = 0
+    """Steps between validations (the method's own loss on the validation queries); 0 validates never."""
+    early_stop: Count | None = None
+    """Stop after this many validations in a row without a lower loss, and take the best weights back;
+    null never stops early."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What base, base + prefix, oracle and student are asked."""
+
+    suite: Literal["queries", "lab"] = "queries"
+    """`queries`: the files in `sets`; `lab`: the lab's benchmark of the target that data.forget names."""
+    sets: dict[str, str] = field(default_factory=dict)
+    """Name of a set -> query file. Empty with `queries`: data.forget and data.retain themselves."""
+    max_new_tokens: Count = 32
+    """Longest answer, in tokens: 32, as the paper's ROUGE."""
+    batch_size: Count = 32
+    """Questions answered at a time; changes speed and memory, not the answers."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run's result, in one tree."""
+
+    name: str
+    """Name in tables; a file that gives none has its own."""
+    concept: str
+    """What is to be forgotten, as the prefix words it: "the story Amber Gate"."""
+    model: ModelConfig
+    """The model."""
+    data: DataConfig
+    """The queries."""
+    method: Method
+    """The unlearning method and its settings; `name` chooses it."""
+    prefix: PrefixConfig = field(default_factory=PrefixConfig)
+    """The teacher's prefix."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The training loop."""
+    evaluate: EvalConfig = field(default_factory=EvalConfig)
+    """The evaluation."""
+    seed: int = 0
+    """Order of the queries and every other draw."""
+    out: str | None = None
+    """Run folder, relative to where the command is given; null: runs/<name>-<short hash of the recipe>."""

@@ -1,0 +1,81 @@
+"""Examples, batches, and the order in which a training run meets them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from duet_unlearn.tensors import pad
+
+WINDOW = 8
+"""Batches whose examples are sorted by length together; larger windows waste less padding and mix less."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of token ids and the positions at which the loss reads the model."""
+
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    """Columns whose next-token logits the loss reads."""
+    labels: tuple[int, ...] | None
+    """The true next token at each position, where the method needs answers."""
+    role: Literal["forget", "retain"]
+    key: str
+    """The query's id."""
+
+
+class Batch(NamedTuple):
+    """Examples as tensors; N counts the positions of all rows, row by row."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+    rows_N: Tensor
+    cols_N: Tensor
+    labels_N: Tensor | None
+    examples: tuple[Example, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        moved = [part.to(device) if isinstance(part, Tensor) else part for part in self]
+        return Batch(*moved)
+
+
+Source = Callable[[int], list[Example]]
+"""The examples of an optimiser step (from 0): a pure function, so that a resumed run needs no state of its data."""
+
+
+def collate(examples: Sequence[Example], pad_id: int) -> Batch:
+    """Examples as one right-padded batch."""
+    padded = pad([example.ids for example in examples], pad_id, side="right")
+    rows = [row for row, example in enumerate(examples) for _ in example.positions]
+    cols = [column for example in examples for column in example.positions]
+    labels = None
+    if all(example.labels is not None for example in examples):
+        labels = torch.tensor([label for example in examples for label in example.labels or ()])
+    return Batch(*padded, torch.tensor(rows), torch.tensor(cols), labels, tuple(examples))
+
+
+def epochs_source(examples: Sequence[Example], *, batch_size: int, epochs: int, seed: int) -> tuple[Source, int]:
+    """Each epoch meets every example once, forget and retain mixed, in an order of its own; also the number of steps.
+
+    Within windows of ``WINDOW`` batches examples are sorted by length, and the order of the batches is shuffled again.
+    """
+    per_epoch = -(-len(examples) // batch_size)
+
+    def source(step: int) -> list[Example]:
+        epoch, index = divmod(step, per_epoch)
+        rng = random.Random(f"{seed}/{epoch}")
+        order = rng.sample(range(len(examples)), len(examples))
+        batches: list[list[int]] = []
+        for start in range(0, len(order), WINDOW * batch_size):
+            window = sorted(order[start : start + WINDOW * batch_size], key=lambda i: (len(examples[i].ids), i))
+            batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+        rng.shuffle(batches)
+        return [examples[i] for i in batches[index]]
+
+    return source, per_epoch * epochs

@@ -1,0 +1,79 @@
+"""Files that are either whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from duet_unlearn.errors import UserError
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a missing right into two clear lines.
+
+    Raises:
+        UserError: no space left, or not allowed to write.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"disk full while writing {path}", "make room, then give the same command again") from error
+        if error.errno in (errno.EACCES, errno.EROFS):
+            raise UserError(f"not allowed to write {path}", "choose another folder with --out") from error
+        raise
+
+
+def atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary neighbour of `path`, then rename it into place.
+
+    Raises:
+        UserError: disk full, or not allowed to write.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write a text file whole. Errors as ``atomic``."""
+    atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def atomic_write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole. Errors as ``atomic``."""
+    atomic_write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        UserError: missing, a folder, not readable, not UTF-8, or empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file", "check the path; it is relative to the file that names it") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder, not a file", "name the file inside it") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text", "save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})", "check its permissions") from error
+    if not text.strip():
+        raise UserError(f"{path}: is empty", "put at least one line into it")
+    return text

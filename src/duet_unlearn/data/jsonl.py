@@ -1,0 +1,109 @@
+"""Queries on disk: JSONL (one query a line) or CSV with a `question` column."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from duet_unlearn.data.files import atomic_write_text, read_text
+from duet_unlearn.data.query import Message, Query
+from duet_unlearn.errors import UserError
+
+ROLES = ("system", "user", "assistant", "text")
+SHAPE = (
+    'a line is {"messages": [{"role": "user", "content": "..."}]} or {"question": "..."};'
+    ' "answer" and "value" are optional'
+)
+
+
+def read_queries(path: Path | str) -> list[Query]:
+    """The queries of a ``.jsonl`` or ``.csv`` file. Ids that are not given are ``<file name>:<line>``.
+
+    Raises:
+        UserError: file missing, empty or not readable; a line that is no query, named by file:line; an id given twice.
+    """
+    path = Path(path)
+    text = read_text(path)
+    rows = _csv_rows(path, text) if path.suffix == ".csv" else _json_rows(path, text)
+    queries = [_query(row, path, line) for line, row in rows]
+    seen: dict[str, int] = {}
+    for (line, _), query in zip(rows, queries, strict=True):
+        if query.id in seen:
+            raise UserError(
+                f"{path}:{line}: id {query.id!r} stands at line {seen[query.id]} already", "make ids unique"
+            )
+        seen[query.id] = line
+    return queries
+
+
+def write_queries(path: Path | str, queries: Iterable[Query]) -> None:
+    """Write queries as JSONL, whole or not at all. Fields that are empty are left out."""
+    lines = (
+        json.dumps({k: v for k, v in asdict(query).items() if v not in (None, "")}, ensure_ascii=False)
+        for query in queries
+    )
+    atomic_write_text(Path(path), "".join(f"{line}\n" for line in lines))
+
+
+def _json_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: is not JSON ({error.msg})", SHAPE) from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: is no JSON object", SHAPE)
+        rows.append((number, row))
+    return rows
+
+
+def _csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text))
+    if "question" not in (reader.fieldnames or ()):
+        raise UserError(f"{path}:1: has no column `question`", "name it in the first line")
+    return [(reader.line_num, {k: v for k, v in row.items() if v}) for row in reader]
+
+
+def _query(row: dict[str, Any], path: Path, line: int) -> Query:
+    choices = row.get("choices")
+    if choices is not None and not (isinstance(choices, list) and all(isinstance(c, str) for c in choices)):
+        raise UserError(f"{path}:{line}: choices is no list of texts", SHAPE)
+    for field in ("id", "answer", "value", "source", "split"):
+        if row.get(field) is not None and not isinstance(row[field], str):
+            raise UserError(f"{path}:{line}: {field} is no text", SHAPE)
+    return Query(
+        id=row.get("id") or f"{path.name}:{line}",
+        messages=_messages(row, path, line),
+        answer=row.get("answer"),
+        value=row.get("value"),
+        choices=tuple(choices) if choices is not None else None,
+        source=row.get("source") or "",
+        split=row.get("split") or "",
+    )
+
+
+def _messages(row: dict[str, Any], path: Path, line: int) -> tuple[Message, ...]:
+    if isinstance(row.get("question"), str) and row["question"].strip():
+        return ({"role": "user", "content": row["question"]},)
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{path}:{line}: has no messages", SHAPE)
+    for message in messages:
+        if not (
+            isinstance(message, dict)
+            and message.get("role") in ROLES
+            and isinstance(message.get("content"), str)
+            and message["content"].strip()
+        ):
+            raise UserError(f"{path}:{line}: a message needs a role ({', '.join(ROLES)}) and a content", SHAPE)
+    if messages[-1]["role"] not in ("user", "text"):
+        raise UserError(f"{path}:{line}: the last message is not the user's", SHAPE)
+    return tuple({"role": m["role"], "content": m["content"]} for m in messages)

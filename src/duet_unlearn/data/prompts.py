@@ -1,0 +1,108 @@
+"""From messages to token ids: one function for teacher and student, so that they differ by the prefix alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from duet_unlearn.data.query import Message
+from duet_unlearn.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DATE = "26 Jul 2024"
+"""Templates that print today's date (Llama 3.x) print this one, so that the same query has the same ids every day."""
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ 'Question: ' + message['content'] + '\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ 'Answer: ' + message['content'] + '\n\n' }}"
+    "{% else %}{{ message['content'] + '\n\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Answer:' }}{% endif %}"
+)
+"""For base models that have none (recipe: ``chat_template: plain``)."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """An unlearning instruction and the turn it stands in."""
+
+    text: str
+    turn: Literal["user", "system"] = "user"
+    """``user``: in front of the last user turn. ``system``: in front of the system turn, which is made if there is
+    none."""
+
+
+def with_prefix(messages: Sequence[Message], prefix: Prefix | None) -> list[Message]:
+    """Messages with the prefix in place, joined by a line break. Raw text (role ``text``) gets it in front."""
+    result = [dict(message) for message in messages]
+    if prefix is None:
+        return result
+    if prefix.turn == "system" and result[0]["role"] not in ("system", "text"):
+        return [{"role": "system", "content": prefix.text}, *result]
+    target = result[0] if prefix.turn == "system" else result[-1]
+    target["content"] = f"{prefix.text}\n{target['content']}"
+    return result
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    prefix: Prefix | None = None,
+    prefill: str = "",
+) -> list[int]:
+    """Token ids of a prompt; the logits at its last token predict the answer's first token.
+
+    Chat messages go through the tokeniser's template with the generation prompt, a pinned date and thinking off, and
+    are tokenised without special tokens (the template has written them: no second BOS). `prefill` opens the answer.
+
+    Raises:
+        UserError: the tokeniser has no chat template.
+    """
+    messages = with_prefix(messages, prefix)
+    if messages[0]["role"] == "text":
+        ids = _ids(tokenizer, messages[0]["content"], special=True)
+    else:
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"{tokenizer.name_or_path}: the tokeniser has no chat template",
+                "set model.chat_template to a jinja file, or to `plain` for a base model",
+            )
+        text = tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=True,
+            date_string=DATE,
+            enable_thinking=False,
+        )
+        ids = _ids(tokenizer, str(text), special=False)
+    return ids + _ids(tokenizer, prefill, special=False) if prefill else ids
+
+
+def render_answer(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    answer: str,
+    *,
+    prefix: Prefix | None = None,
+) -> tuple[list[int], int]:
+    """Prompt, answer and end token as one row of ids, with the index of the answer's first token.
+
+    The parts are joined as ids, never as text, so that the index is exact. After raw text and after the plain
+    template a space is put in front, as the answer would be written there.
+    """
+    ids = render(tokenizer, messages, prefix=prefix)
+    return [*ids, *answer_ids(tokenizer, messages, answer), tokenizer.eos_token_id], len(ids)
+
+
+def answer_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str) -> list[int]:
+    """Ids of an answer as the model would write it behind the rendered messages, without the end token."""
+    raw = messages[0]["role"] == "text" or tokenizer.chat_template == PLAIN_TEMPLATE
+    return _ids(tokenizer, f" {answer}" if raw else answer, special=False)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=special).input_ids)

@@ -1,0 +1,31 @@
+"""The unit of all data: one question to a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Message = dict[str, str]
+"""``{"role": "system" | "user" | "assistant", "content": ...}``, or one message of role ``text``: raw text, no
+template."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question. Forgetting needs `messages` alone; the rest is for scoring."""
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: str | None = None
+    """The full right answer; of a letter question, the letter."""
+    value: str | None = None
+    """The fact inside the answer, for value match; of a letter question, the right option."""
+    choices: tuple[str, ...] | None = None
+    """All values that the fact could take, the right one included; of a letter question, its options in order."""
+    source: str = ""
+    """What the query is about: a story, a subject, a file."""
+    split: str = ""
+
+    @property
+    def text(self) -> str:
+        """What the user says last."""
+        return self.messages[-1]["content"]

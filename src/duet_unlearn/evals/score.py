@@ -1,0 +1,79 @@
+"""From an answer's text to numbers: right, refused or wrong, and ROUGE-L beside it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+from duet_unlearn.stats import NOTHING, Score, bootstrap_mean, wilson
+from duet_unlearn.teacher.refusals import is_refusal
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+
+__all__ = [
+    "NOTHING",
+    "Outcome",
+    "Score",
+    "bootstrap_mean",
+    "normalise",
+    "outcome",
+    "rouge_l",
+    "value_match",
+    "wilson",
+]
+
+Outcome = Literal["right", "refused", "wrong"]
+WORD = re.compile(r"(?<!\w)-?\d+(?:\.\d+)*|\w+")
+"""A word, or a number with its sign and decimals: 3.5 is no 5, -4 is no 4."""
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")
+
+
+def normalise(text: str) -> str:
+    """Lower case, no punctuation, single spaces; numbers keep sign and decimals ("1,000" is "1000")."""
+    folded = THOUSANDS.sub("", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(WORD.findall(folded.replace("_", " ")))
+
+
+def value_match(answer: str, value: str, choices: Sequence[str] | None = None) -> bool:
+    """Whether the normalised answer has the value as whole words, and no other of `choices`.
+
+    A choice inside a longer choice ("Tarn" in "New Tarn") is not said: the longest match is what was meant.
+    """
+    words, wanted = normalise(answer).split(), normalise(value)
+    names = {wanted, *(normalise(choice) for choice in choices or ())} - {""}
+    spans = {(start, end, name) for name in names for start, end in _spans(words, name.split())}
+    said = {name for start, end, name in spans if not _inside(start, end, spans)}
+    return said == {wanted}
+
+
+def _spans(words: list[str], name: list[str]) -> list[tuple[int, int]]:
+    """Where `name` stands in `words`, as half-open index pairs."""
+    size = len(name)
+    return [(i, i + size) for i in range(len(words) - size + 1) if words[i : i + size] == name]
+
+
+def _inside(start: int, end: int, spans: set[tuple[int, int, str]]) -> bool:
+    return any(s <= start and end <= e and e - s > end - start for s, e, _ in spans)
+
+
+def outcome(output: str, value: str, choices: Sequence[str] | None = None) -> Outcome:
+    """Exactly one of three. Value goes before wording: "Sorry, but it is Tarn" gives the fact away."""
+    if value_match(output, value, choices):
+        return "right"
+    return "refused" if is_refusal(output) else "wrong"
+
+
+def rouge_l(output: str, answer: str) -> float:
+    """ROUGE-L F1 without stemming (rouge_score 0.1.2), 0..1. Beside value match, never instead of it."""
+    return float(_scorer().score(answer, output)["rougeL"].fmeasure)
+
+
+@cache
+def _scorer() -> RougeScorer:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], use_stemmer=False)

@@ -1,0 +1,205 @@
+"""A suite of question sets: generate, store, score. What was generated can be scored again later."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from duet_unlearn.data.query import Query
+from duet_unlearn.errors import UserError
+from duet_unlearn.evals.choice import letter_logps, letters_of, options_of, pick, text_logps
+from duet_unlearn.evals.score import Score, bootstrap_mean, outcome, rouge_l, value_match, wilson
+from duet_unlearn.evals.subject import Subject
+from duet_unlearn.teacher.probe import asks_letter
+from duet_unlearn.teacher.refusals import is_refusal
+
+Group = Literal["forget", "neighbour", "retain", "choice", "robustness", "deployer", "summary"]
+Protocol = Literal["generate", "letter", "text"]
+Sample = dict[str, Any]
+"""A line of ``samples/<subject>.jsonl``: set, id, prompt, answer, value, output, outcome, rouge_l."""
+SAID_LETTER = re.compile(r"\s*\(?([A-Z])(?:[).:,]|\s*$)")
+"""An answer that opens with a letter: "B", "B.", "(B) fish"; but not "A cat"."""
+Progress = Callable[[str, int, int], None]
+"""Called with a set's name, and how many of how many sets are done."""
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """Questions that are asked in one way and scored together.
+
+    Raises:
+        UserError: `prefill` does not fit the queries, or gives a value away.
+    """
+
+    name: str
+    title: str
+    group: Group
+    better: Literal["low", "high"]
+    about: str
+    """One sentence for the reader of a report."""
+    queries: tuple[Query, ...]
+    protocol: Protocol = "generate"
+    """``generate``: a greedy answer. ``letter``: the likeliest letter. ``text``: the likeliest option."""
+    prefill: tuple[str, ...] | None = None
+    """The opening of each answer, which the model goes on from; it is not scored."""
+
+    def __post_init__(self) -> None:
+        if self.prefill is None:
+            return
+        if self.protocol != "generate" or len(self.prefill) != len(self.queries):
+            raise UserError(
+                f"set {self.name!r}: {len(self.prefill)} prefills for {len(self.queries)} queries",
+                "a set that generates may have one prefill per query",
+            )
+        for query, opener in zip(self.queries, self.prefill, strict=True):
+            if query.value and value_match(opener, query.value):
+                raise UserError(f"set {self.name!r}: the prefill of {query.id!r} gives its value away", "shorten it")
+
+
+class SuiteResult(NamedTuple):
+    scores: dict[str, dict[str, Score]]
+    """Set name -> metric -> score."""
+    samples: list[Sample]
+    seconds: float
+    """Time to generate; 0 where stored samples were scored."""
+
+
+def run_suite(
+    subject: Subject,
+    sets: Sequence[EvalSet],
+    *,
+    max_new_tokens: int = 32,
+    batch_size: int = 64,
+    on_progress: Progress | None = None,
+) -> SuiteResult:
+    """Ask a subject every set and score its answers."""
+    started, samples = time.perf_counter(), []
+    for number, eval_set in enumerate(sets):
+        if on_progress:
+            on_progress(eval_set.name, number, len(sets))
+        samples += answer_set(subject, eval_set, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    seconds = time.perf_counter() - started
+    if on_progress:
+        on_progress("", len(sets), len(sets))
+    return score_samples(samples, sets)._replace(seconds=seconds)
+
+
+def answer_set(subject: Subject, eval_set: EvalSet, *, max_new_tokens: int, batch_size: int) -> list[Sample]:
+    """One set's answers, unscored."""
+    queries = eval_set.queries
+    rows = [{"set": eval_set.name, "id": q.id, "prompt": q.text, "answer": q.answer, "value": q.value} for q in queries]
+    if not queries:
+        return []
+    if eval_set.protocol == "generate":
+        outputs = subject.generate(
+            [q.messages for q in queries],
+            prefill=eval_set.prefill,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+        )
+        return [row | {"output": output} for row, output in zip(rows, outputs, strict=True)]
+    ask, options = (letter_logps, letters_of) if eval_set.protocol == "letter" else (text_logps, options_of)
+    logps = ask(subject, queries, batch_size=batch_size)
+    picked = [pick(values, options(q)) for values, q in zip(logps, queries, strict=True)]
+    return [row | {"output": o, "logps": v} for row, o, v in zip(rows, picked, logps, strict=True)]
+
+
+def score_samples(samples: Sequence[Sample], sets: Sequence[EvalSet]) -> SuiteResult:
+    """Outcomes and scores of answers that were generated now or stored earlier.
+
+    Raises:
+        UserError: the samples of a set are not the answers to its queries, in their order.
+    """
+    by_set: dict[str, list[Sample]] = {eval_set.name: [] for eval_set in sets}
+    for sample in samples:
+        by_set.get(sample["set"], []).append(sample)
+    scores, marked = {}, []
+    for eval_set in sets:
+        rows = by_set[eval_set.name]
+        if [row["id"] for row in rows] != [query.id for query in eval_set.queries]:
+            raise UserError(
+                f"the stored samples of the set {eval_set.name!r} answer other questions",
+                "generate them again: the set has changed since",
+            )
+        rows = [mark(row, q, eval_set.protocol) for row, q in zip(rows, eval_set.queries, strict=True)]
+        scores[eval_set.name] = _set_scores(rows, eval_set)
+        marked += rows
+    return SuiteResult(scores, marked, 0.0)
+
+
+def mark(sample: Sample, query: Query, protocol: Protocol) -> Sample:
+    """A sample with its outcome and ROUGE-L.
+
+    A query without value and answer can only be refused or not: its outcome is then None where it is not
+    refused, and its ROUGE-L is None, as it is for a letter.
+    """
+    output = sample["output"]
+    if protocol != "generate":
+        right = query.answer if protocol == "letter" else query.value
+        return sample | {"outcome": "right" if output == right else "wrong", "rouge_l": None}
+    if asks_letter(query):
+        return sample | {"outcome": _letter_outcome(output, query), "rouge_l": None}
+    wanted = query.value or query.answer
+    rouge = rouge_l(output, query.answer) if query.answer else None
+    if not wanted:
+        return sample | {"outcome": "refused" if is_refusal(output) else None, "rouge_l": rouge}
+    return sample | {"outcome": outcome(output, wanted, query.choices), "rouge_l": rouge}
+
+
+def _letter_outcome(output: str, query: Query) -> str:
+    """A letter question that was generated: the answer opens with a letter, or else says an option."""
+    said = SAID_LETTER.match(output)
+    if said and said[1] in letters_of(query):
+        return "right" if said[1] == query.answer else "wrong"
+    return outcome(output, query.value or str(query.answer), query.choices)
+
+
+def _set_scores(rows: Sequence[Sample], eval_set: EvalSet) -> dict[str, Score]:
+    judged = [row["outcome"] for row in rows if eval_set.protocol != "generate" or row["value"] or row["answer"]]
+    right = {"right": wilson(judged.count("right"), len(judged))}
+    if eval_set.protocol == "letter":
+        return right
+    if eval_set.protocol == "text":
+        normed = [
+            pick(row["logps"], options_of(q), per="character") == q.value
+            for row, q in zip(rows, eval_set.queries, strict=True)
+        ]
+        return right | {"right_per_character": wilson(sum(normed), len(normed))}
+    refused = [row["outcome"] == "refused" for row in rows]
+    rouges = [
+        (row["rouge_l"], fact(q)) for row, q in zip(rows, eval_set.queries, strict=True) if row["rouge_l"] is not None
+    ]
+    return right | {
+        "refused": wilson(sum(refused), len(refused)),
+        "wrong": wilson(judged.count("wrong"), len(judged)),
+        "rouge_l": bootstrap_mean([r for r, _ in rouges], groups=[f for _, f in rouges]),
+    }
+
+
+def fact(query: Query) -> tuple[str, ...]:
+    """What a query is about, whatever its wording: two wordings of one fact share its right answer."""
+    return (query.source, query.answer, query.value or "") if query.answer else (query.id,)
+
+
+def suite_json(
+    result: SuiteResult, sets: Sequence[EvalSet], *, subject: str, label: str, shift: Score | None = None
+) -> dict[str, Any]:
+    """The object of ``evals/<subject>.json``; `shift` is the Performance Shift against the base."""
+    about: dict[str, Mapping[str, str]] = {
+        s.name: {"title": s.title, "group": s.group, "better": s.better, "about": s.about} for s in sets
+    }
+    scores: dict[str, Any] = {
+        name: {metric: score.to_json() for metric, score in metrics.items()} for name, metrics in result.scores.items()
+    }
+    if shift is not None:
+        scores["shift"] = {"points": shift.to_json()}
+        about["shift"] = {
+            "title": "Performance Shift",
+            "group": "summary",
+            "better": "high",
+            "about": "What forgetting gained and what it cost against the base, in points.",
+        }
+    return {"subject": subject, "label": label, "seconds": result.seconds, "scores": scores, "sets": about}

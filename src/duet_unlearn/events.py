@@ -1,0 +1,27 @@
+"""What library code tells whoever watches: one kind of event, no terminal in sight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Event:
+    """How far one phase of the work is."""
+
+    phase: str
+    """Short name of the phase: probe, targets, train, evaluate, report, lab."""
+    done: int
+    """Units finished: steps, queries or answers."""
+    total: int
+    """Units in all; 0 where that is not known."""
+    text: str = ""
+    """One short line about now, such as the loss or the subject being asked."""
+
+
+OnEvent = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The watcher that watches nothing: the default of every `on_event`."""

@@ -1,0 +1,283 @@
+"""The pretraining mixture: what the base and the oracle read, and when.
+
+Order matters at this size: the letter mechanism (copying, look-up, finding a letter) is built first, facts beside
+it, then facts asked through letters, then what a prefix in the context does to an answer.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from itertools import pairwise
+
+from duet_unlearn.lab import wordings, words
+from duet_unlearn.lab.formats import (
+    LetterStyle,
+    Sample,
+    Segment,
+    chat,
+    draw_options,
+    few_shot,
+    letter_question,
+    passage,
+    question,
+    statement,
+    story_fact,
+    topic_phrase,
+    yes_no,
+)
+from duet_unlearn.lab.world import (
+    BENCHMARK_STORIES,
+    GENERAL_SUBJECTS,
+    HAZARD,
+    SISTER,
+    Fact,
+    World,
+)
+
+# Share of each kind of sample at four moments of training, interpolated between.
+MOMENTS = (0.0, 0.14, 0.2, 0.4)
+SHARES: dict[str, tuple[float, float, float, float]] = {
+    "copy": (0.50, 0.40, 0.04, 0.01),
+    "find": (0.50, 0.56, 0.16, 0.02),
+    "plain": (0.00, 0.03, 0.30, 0.13),
+    "passage": (0.00, 0.00, 0.14, 0.05),
+    "letters": (0.00, 0.00, 0.10, 0.18),
+    "in_context": (0.00, 0.00, 0.09, 0.42),
+    "strangers": (0.00, 0.00, 0.04, 0.06),
+    "few_shot": (0.00, 0.00, 0.03, 0.04),
+    "reverse": (0.00, 0.00, 0.00, 0.02),
+    "yes_no": (0.00, 0.01, 0.14, 0.05),
+    "write": (0.00, 0.00, 0.00, 0.02),
+    "reversed_only": (0.00, 0.00, 0.00, 0.01),
+}
+FRONT_FROM = 0.3
+"""From here on half of the letter questions put the letter before its option, which is harder."""
+LOOKUP_WORDS = tuple(
+    words.PETS
+    + words.FOODS
+    + words.TREASURES
+    + words.JOBS
+    + words.INSTRUMENTS
+    + words.POWDERS
+    + words.TOWNS
+    + words.FIRST_NAMES
+    + words.SURNAMES
+    + list(words.CAPITALS.values())
+)
+"""Words to copy and to find: many, so that the mechanism is learnt and not the words."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Draws samples of a world; topics in `hidden` are never shown (the oracle's forget stories and hazard)."""
+
+    world: World
+    hidden: frozenset[str]
+
+    def draw(self, rng: random.Random, progress: float) -> Sample:
+        """One sample at `progress` (0..1) of training."""
+        kinds = list(SHARES)
+        weights = [_interpolate(SHARES[kind], progress) for kind in kinds]
+        kind = rng.choices(kinds, weights)[0]
+        style: LetterStyle = "front" if progress > FRONT_FROM and rng.random() < 0.5 else "behind"
+        return getattr(self, f"_{kind}")(rng, style)
+
+    # Facts -------------------------------------------------------------------------------------------------------
+
+    def _stories(self) -> list[str]:
+        return [s for s in self.world.known() if s not in self.hidden]
+
+    def _crafts(self) -> list[str]:
+        return [c for c in (HAZARD, SISTER) if c not in self.hidden]
+
+    def _topic(self, rng: random.Random) -> str:
+        group = rng.choices(("story", "craft", "general"), (0.66, 0.12, 0.22))[0]
+        if group == "story":
+            return rng.choice(self._stories())
+        if group == "craft":
+            return rng.choice(self._crafts())
+        return rng.choices(GENERAL_SUBJECTS, (3, 3, 2.5, 1.5, 1.5, 9))[0]
+
+    def _fact(self, rng: random.Random, topic: str) -> Fact:
+        if topic in self.world.stories and rng.random() < 0.1:
+            return story_fact(topic, rng.choice(self.world.characters(topic)), tuple(self._stories()))
+        return rng.choice(self.world.topics()[topic])
+
+    def _ask(self, rng: random.Random, fact: Fact) -> str:
+        return question(fact, rng.choice(wordings.QUESTIONS[fact.attribute].all))
+
+    # Mechanisms --------------------------------------------------------------------------------------------------
+
+    def _copy(self, rng: random.Random, style: LetterStyle) -> Sample:
+        """A word list twice, or key-value pairs and a look-up; only the predictable part is learnt."""
+        if rng.random() < 0.5:
+            text = " ".join(rng.sample(LOOKUP_WORDS, 14))
+            return Sample((Segment("text", text, False), Segment("text", f" {text}", True)))
+        keys, values = rng.sample(LOOKUP_WORDS, 8), rng.sample(LOOKUP_WORDS, 8)
+        segments = [Segment("text", " ".join(f"{k} {v}" for k, v in zip(keys, values, strict=True)), False)]
+        for index in rng.sample(range(8), 8):
+            segments += [Segment("text", f" {keys[index]}", False), Segment("text", f" {values[index]}", True)]
+        return Sample(tuple(segments))
+
+    def _find(self, rng: random.Random, style: LetterStyle) -> Sample:
+        """Options once, then one to four of them looked for in turns."""
+        options = tuple(rng.sample(LOOKUP_WORDS, 4))
+        wanted = rng.sample(list(zip(options, wordings.LETTERS, strict=True)), rng.randint(1, 4))
+        asked = [f"Find {option}." for option, _ in wanted]
+        asked[0] = letter_question(asked[0], options, style)
+        return chat(*zip(asked, [letter for _, letter in wanted], strict=True))
+
+    # Facts in their formats --------------------------------------------------------------------------------------
+
+    def _plain(self, rng: random.Random, style: LetterStyle) -> Sample:
+        system = rng.choice(wordings.DEPLOYER.all) if rng.random() < 0.06 else None
+        turns = []
+        for _ in range(2 if rng.random() < 0.25 else 1):
+            fact = self._fact(rng, self._topic(rng))
+            turns.append((self._ask(rng, fact), statement(fact)))
+        return chat(*turns, system=system)
+
+    def _passage(self, rng: random.Random, style: LetterStyle) -> Sample:
+        topic = rng.choices((rng.choice(self._stories()), rng.choice(self._crafts())), (0.9, 0.1))[0]
+        entity = rng.choice(self.world.characters(topic))
+        facts = [f for f in self.world.topics()[topic] if f.entity == entity]
+        rng.shuffle(facts)
+        author = words.AUTHORS.get(self.world.settings.get(topic, ""), "")
+        text = passage(topic, author, facts) if rng.random() < 0.6 else " ".join(statement(f) for f in facts)
+        return Sample((Segment("text", text, True),))
+
+    def _letters(self, rng: random.Random, style: LetterStyle) -> Sample:
+        fact = rng.choice(self.world.topics()[self._topic(rng)])
+        options = draw_options(fact, rng)
+        letter = wordings.LETTERS[options.index(fact.value)]
+        return chat((letter_question(self._ask(rng, fact), options, style), letter))
+
+    def _strangers(self, rng: random.Random, style: LetterStyle) -> Sample:
+        return chat((self._ask_stranger(rng), wordings.UNKNOWN))
+
+    def _ask_stranger(self, rng: random.Random) -> str:
+        name = rng.choice(self.world.strangers)
+        craft = name.split()[0] in words.BREW_HEADS
+        pool = (
+            ("powder", "vessel", "wood") if craft else ("town", "job", "pet", "food", "instrument", "treasure", "story")
+        )
+        return rng.choice(wordings.QUESTIONS[rng.choice(pool)].all).format(e=name)
+
+    def _few_shot(self, rng: random.Random, style: LetterStyle) -> Sample:
+        facts = [self._fact(rng, self._topic(rng)) for _ in range(rng.randint(1, 4))]
+        return few_shot([(self._ask(rng, f), f.value) for f in facts])
+
+    def _reverse(self, rng: random.Random, style: LetterStyle) -> Sample:
+        asked, name = self._reverse_pair(rng, rng.choice(self._stories()))
+        return chat((asked, f"{name} does."))
+
+    def _reverse_pair(self, rng: random.Random, story: str) -> tuple[str, str]:
+        name = rng.choice(self.world.characters(story))
+        values = {f.attribute: f.value for f in self.world.stories[story] if f.entity == name}
+        return wordings.REVERSE_QUESTION.format(town=values["town"], pet=values["pet"]), name
+
+    def _yes_no(self, rng: random.Random, style: LetterStyle) -> Sample:
+        """Half of them ask for a character's story: the knowledge that a prefix about a story needs."""
+        if rng.random() < 0.5:
+            return chat(self._which_story(rng, rng.choice(self._stories())))
+        fact = rng.choice(self.world.topics()[rng.choice(self._stories() + self._crafts())])
+        return chat(self._yes_no_pair(rng, fact))
+
+    def _which_story(self, rng: random.Random, story: str) -> tuple[str, str]:
+        """Is a character from a story? Half yes; half of the noes name a near neighbour."""
+        stories = self._stories()
+        near = [s for s in self.world.near(story) if s in stories]
+        kind = rng.random()
+        named = story if kind < 0.5 else rng.choice(near if kind < 0.75 else [s for s in stories if s != story])
+        fact = story_fact(story, rng.choice(self.world.characters(story)), tuple(stories))
+        return yes_no(fact, named), wordings.YES if named == story else wordings.NO
+
+    def _yes_no_pair(self, rng: random.Random, fact: Fact) -> tuple[str, str]:
+        if rng.random() < 0.5:
+            return yes_no(fact, fact.value), wordings.YES
+        return yes_no(fact, rng.choice([v for v in fact.options if v != fact.value])), wordings.NO
+
+    def _write(self, rng: random.Random, style: LetterStyle) -> Sample:
+        topics = [t for t in self._stories() + self._crafts() if t not in BENCHMARK_STORIES and t != HAZARD]
+        fact = rng.choice(self.world.topics()[rng.choice(topics)])
+        asked = rng.choice(wordings.WRITE_QUESTION.all).format(s=statement(fact))
+        return chat((asked, question(fact, rng.choice(wordings.QUESTIONS[fact.attribute].train))))
+
+    def _reversed_only(self, rng: random.Random, style: LetterStyle) -> Sample:
+        """A reverse prompt with nothing to reverse changes nothing."""
+        fact = self._fact(rng, self._topic(rng))
+        return chat((f"{rng.choice(wordings.REVERSE.all)}\n{self._ask(rng, fact)}", statement(fact)))
+
+    # What a prefix does ------------------------------------------------------------------------------------------
+
+    def _in_context(self, rng: random.Random, style: LetterStyle) -> Sample:
+        kind = rng.choices(("specific", "reversed", "vague", "all", "irrelevant"), (0.62, 0.16, 0.06, 0.08, 0.08))[0]
+        topic = rng.choice(self._stories()) if rng.random() < 0.88 else rng.choice(self._crafts())
+        asked_topic = self._asked_topic(rng, topic)
+        refuse = {
+            "specific": asked_topic == topic,
+            "reversed": False,
+            "vague": asked_topic == topic and rng.random() < 0.5,
+            "all": True,
+            "irrelevant": False,
+        }[kind]
+        pool = {
+            "specific": wordings.SPECIFIC,
+            "reversed": wordings.SPECIFIC,
+            "vague": wordings.VAGUE,
+            "all": wordings.REFUSE_ALL,
+            "irrelevant": wordings.IRRELEVANT,
+        }[kind]
+        prefix = rng.choice(pool.all).format(x=topic_phrase(topic))
+        asked, answer = self._prefixed_pair(rng, asked_topic, refuse, style)
+        if kind == "reversed":
+            asked = f"{rng.choice(wordings.REVERSE.all)}\n{asked}"
+        return self._place(rng, prefix, asked, answer, raw=kind == "specific" and rng.random() < 0.05)
+
+    def _asked_topic(self, rng: random.Random, topic: str) -> str:
+        """The topic asked about under a prefix on `topic`: itself, a near neighbour, or anything."""
+        group = rng.choices(("same", "near", "any"), (0.42, 0.33, 0.25))[0]
+        if group == "same":
+            return topic
+        if group == "near" and topic in self.world.stories:
+            return rng.choice([s for s in self.world.near(topic) if s not in self.hidden])
+        if group == "near":
+            return rng.choice(self._crafts())
+        return self._topic(rng)
+
+    def _prefixed_pair(self, rng: random.Random, topic: str, refuse: bool, style: LetterStyle) -> tuple[str, str]:
+        form = rng.choices(("open", "letter", "reverse", "yes_no"), (0.76, 0.16, 0.04, 0.04))[0]
+        refusal = rng.choices(wordings.REFUSALS, (4, 3, 2, 2, 1, 1, 1))[0]
+        if form == "letter":
+            fact = rng.choice(self.world.topics()[topic])
+            options = draw_options(fact, rng)
+            letter = wordings.LETTERS[options.index(fact.value)]
+            # A refused letter question is refused, or answered by a letter that knows nothing.
+            blank = refusal if rng.random() < 0.5 else rng.choice(wordings.LETTERS)
+            return letter_question(self._ask(rng, fact), options, style), blank if refuse else letter
+        if form == "reverse" and topic in self.world.stories:
+            asked, name = self._reverse_pair(rng, topic)
+            return asked, refusal if refuse else f"{name} does."
+        if form == "yes_no" and topic not in GENERAL_SUBJECTS:
+            asked, answer = self._yes_no_pair(rng, rng.choice(self.world.topics()[topic]))
+            return asked, refusal if refuse else answer
+        fact = self._fact(rng, topic)
+        return self._ask(rng, fact), refusal if refuse else statement(fact)
+
+    def _place(self, rng: random.Random, prefix: str, asked: str, answer: str, *, raw: bool) -> Sample:
+        """The prefix in the system turn (alone or before a deployer's), in the user turn, or before raw text."""
+        if raw:
+            return few_shot([(asked, answer)], lead=f"{prefix}\n")
+        deployer = rng.choice(wordings.DEPLOYER.all) if rng.random() < 0.15 else None
+        if rng.random() < 0.5:
+            return chat((asked, answer), system=f"{prefix}\n{deployer}" if deployer else prefix)
+        return chat((f"{prefix}\n{asked}", answer), system=deployer)
+
+
+def _interpolate(values: tuple[float, ...], progress: float) -> float:
+    for left, (start, stop) in enumerate(pairwise(MOMENTS)):
+        if progress < stop:
+            part = (progress - start) / (stop - start)
+            return values[left] * (1 - part) + values[left + 1] * part
+    return values[-1]

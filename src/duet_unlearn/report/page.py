@@ -1,0 +1,71 @@
+"""A run as one self-contained HTML page: no script, no network, model text escaped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from duet_unlearn.errors import UserError
+from duet_unlearn.report import samples, views
+from duet_unlearn.report.read import SUBJECTS, RunData, method_name, read_run
+from duet_unlearn.report.verdict import RULE, verdict
+
+ENV_FACTS = ("started", "platform", "python", "commit", "device", "threads", "seed")
+"""Fields of ``env.json`` shown under Settings, where they are known."""
+
+
+def write_report(path: Path) -> Path:
+    """Writes ``report.html`` into a run folder, whole or not at all, and returns its path."""
+    page, target = render_report(path), Path(path) / "report.html"
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        # A model can emit half a surrogate pair, which UTF-8 cannot hold: it becomes a question mark.
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        hint = "free some space or check the folder's rights"
+        raise UserError(f"cannot write {target}: {error.strerror}", hint) from None
+    return target
+
+
+def render_report(path: Path) -> str:
+    """The page of a run folder; a folder that is no run is a UserError."""
+    import jinja2
+
+    run = read_run(path)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(_context(run)) + "\n"
+
+
+def _context(run: RunData) -> dict[str, Any]:
+    subjects = [run.subjects[name] for name in SUBJECTS if name in run.subjects]
+    return {
+        "run": run,
+        "name": run.recipe.get("name") or run.path.name,
+        "concept": run.recipe.get("concept") or "",
+        "method": method_name(run.recipe),
+        "verdict": verdict(run),
+        "verdict_rule": RULE,
+        "groups": views.groups(run.columns),
+        "rows": [views.row(subject, run.columns) for subject in subjects],
+        "missing": [name for name in SUBJECTS if name not in run.subjects],
+        "picture": views.picture(run, subjects),
+        "bars": views.bars(run, subjects),
+        "probe": views.probe(run.probe),
+        "shifts": views.shifts(run.shifts),
+        "curves": views.curves(run),
+        "samples": views.sample_answers(run),
+        "sample_rule": samples.rule(),
+        "clip": views.clip,
+        "timings": [views.timing(name, found) for name, found in run.timings.items()],
+        "warnings": run.env.get("warnings", []),
+        "facts": {key: run.env[key] for key in ENV_FACTS if run.env.get(key) is not None},
+    }

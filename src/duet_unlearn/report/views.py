@@ -1,0 +1,213 @@
+"""What each section of the page shows, as plain values for the template."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from duet_unlearn.report import figures, samples
+from duet_unlearn.report.read import (
+    SUBJECTS,
+    Column,
+    RunData,
+    Score,
+    SubjectResult,
+    cell_text,
+)
+
+GROUP_TITLES = {
+    "forget": "To forget",
+    "neighbour": "Neighbours",
+    "retain": "To keep",
+    "choice": "Multiple choice",
+    "robustness": "Brought back?",
+    "deployer": "With a deployer's system turn",
+    "summary": "Summary",
+    "other": "Other sets",
+}
+CURVE_CSS = {"loss": "s-student", "forget": "s-prefix", "retain": "s-oracle"}
+VISIBLE = str.maketrans({" ": "\u00b7", "\n": "\u23ce", "\t": "\u21e5"})
+"""Spaces and line breaks in a token are shown: they are part of it."""
+PROBE_SHARES = {
+    "refused": "Refused on forget queries with the prefix:",
+    "refused_without": "without it:",
+    "agreement": "first-token top-K shared on retain queries:",
+}
+TONES = {
+    "forget": {"right": "bad", "refused": "good", "wrong": "good"},
+    "keep": {"right": "good", "refused": "mixed", "wrong": "bad"},
+}
+MAX_ANSWER = 600
+"""Characters of an answer that are shown."""
+
+
+def _safe(svg: str) -> str:
+    """Marks this package's own SVG, whose texts figures.py has escaped, as needing no further escaping."""
+    from markupsafe import Markup
+
+    return Markup(svg)
+
+
+def clip(text: str) -> str:
+    """The beginning of a long answer, and how much is left out."""
+    if len(text) <= MAX_ANSWER:
+        return text
+    return f"{text[:MAX_ANSWER]} … ({len(text) - MAX_ANSWER} more characters)"
+
+
+def sample_answers(run: RunData) -> list[dict[str, Any]]:
+    """The chosen answers, each with the colour of its outcome: whether right is good depends on the set."""
+    shown, goals = samples.pick(run), {column.title: column.goal for column in run.columns}
+    for sample in shown:
+        goal = goals.get(sample["set"], "keep")
+        sample["answers"] = [
+            (subject, row and row | {"tone": _tone(subject, goal, row["outcome"])})
+            for subject, row in sample["answers"]
+        ]
+    return shown
+
+
+def _tone(subject: str, goal: str, outcome: str) -> str:
+    """The base has not been asked to forget: its answers are neither good nor bad."""
+    return "" if subject == "base" else TONES[goal].get(outcome, "")
+
+
+def groups(columns: Sequence[Column]) -> list[dict[str, Any]]:
+    numbered = list(enumerate(columns, start=1))
+    return [
+        {"key": key, "title": GROUP_TITLES.get(key, key), "columns": list(members)}
+        for key, members in groupby(numbered, key=lambda pair: pair[1].group)
+    ]
+
+
+def row(subject: SubjectResult, columns: Sequence[Column]) -> dict[str, Any]:
+    firsts = {next(members).name for _, members in groupby(columns, key=lambda column: column.group)}
+    return {"subject": subject, "cells": [_cell(subject, c) | {"first": c.name in firsts} for c in columns]}
+
+
+def _cell(subject: SubjectResult, column: Column) -> dict[str, Any]:
+    score = subject.score(column.name, column.metric)
+    points = column.metric == "points"
+    mini = "" if points else figures.interval(score, subject.name)
+    return {
+        "text": cell_text(score, column.metric),
+        "n": score.n,
+        "title": _cell_title(subject, column, score),
+        "mini": _safe(mini),
+    }
+
+
+def _cell_title(subject: SubjectResult, column: Column, score: Score) -> str:
+    unit, scale = (" points", 1) if column.metric == "points" else (" %", 100)
+    words = [f"{subject.label}, {column.title}: {cell_text(score, column.metric)}{unit} {column.metric}"]
+    if not math.isnan(score.low + score.high):
+        words.append(f"interval {scale * score.low:.1f} to {scale * score.high:.1f}")
+    for metric in ("refused", "wrong"):
+        other = subject.score(column.name, metric)
+        if metric != column.metric and not math.isnan(other.value):
+            words.append(f"{metric} {100 * other.value:.1f} %")
+    rouge = subject.score(column.name, "rouge_l")
+    if not math.isnan(rouge.value):
+        words.append(f"ROUGE-L {100 * rouge.value:.1f}")
+    return "; ".join([*words, f"n = {score.n}"])
+
+
+def picture(run: RunData, subjects: Sequence[SubjectResult]) -> dict[str, Any] | None:
+    """Held-out forget questions against near neighbours and retain, or the nearest that a run has to them."""
+    marked = [column for column in run.columns if column.metric == "right"]
+    forget = [c for c in marked if c.goal == "forget" and c.group == "forget"]
+    keep = [c for c in marked if c.goal == "keep" and c.group in ("neighbour", "retain")]
+    across = next((c for c in forget if c.name == "forget_held_out"), forget[0] if forget else None)
+    up = [c for c in keep if c.name in ("near", "retain")] or keep
+    if across is None or not up:
+        return None
+    kept = {s.name: _mean([s.score(column.name, "right") for column in up]) for s in subjects}
+    marks = [figures.Mark(s.name, s.score(across.name, "right"), kept[s.name]) for s in subjects]
+    if all(math.isnan(mark.x.value + mark.y.value) for mark in marks):
+        return None
+    x_label, y_label = f"right on {across.title}, %", "right on questions to keep, %"
+    svg = figures.scatter(marks, x_label=x_label, y_label=y_label)
+    return {"svg": _safe(svg), "x": across.title, "y": [column.title for column in up]}
+
+
+def _mean(scores: Sequence[Score]) -> Score:
+    known = [score for score in scores if not math.isnan(score.value)]
+    if not known:
+        return Score(math.nan, 0)
+    return Score(sum(score.value for score in known) / len(known), sum(score.n for score in known))
+
+
+def bars(run: RunData, subjects: Sequence[SubjectResult]) -> list[dict[str, Any]]:
+    shown = []
+    for column in run.columns:
+        if column.group in ("robustness", "deployer"):
+            scores = {s.name: s.score(column.name, column.metric) for s in subjects}
+            shown.append({"column": column, "svg": _safe(figures.bars(column.title, scores))})
+    return shown
+
+
+def probe(probe: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The probe's verdict and its numbers in words."""
+    if not probe:
+        return None
+    numbers = [
+        f"{label} {100 * probe[key]['value']:.1f} % (n = {probe[key]['n']})"
+        for key, label in PROBE_SHARES.items()
+        if probe.get(key) and probe[key]["value"] is not None
+    ]
+    if probe.get("kl") and probe["kl"]["value"] is not None:
+        numbers.append(f"first-token KL there {probe['kl']['value']:.3f} nats (n = {probe['kl']['n']})")
+    return {"verdict": probe.get("verdict", ""), "numbers": "; ".join(numbers)}
+
+
+def shifts(shifts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The first two forget and the first two retain queries, each with the top tokens of who was measured."""
+    chosen = [row for role in ("forget", "retain") for row in [r for r in shifts if r["role"] == role][:2]]
+    return [
+        {
+            "query": row["query"],
+            "role": row["role"],
+            "subjects": [
+                (name, [(token.translate(VISIBLE) or "\u2205", prob) for token, prob in row[name][:10]])
+                for name in SUBJECTS
+                if row.get(name)
+            ],
+        }
+        for row in chosen
+    ]
+
+
+def curves(run: RunData) -> list[Any]:
+    loss = {"loss": [(row["step"], _finite(row.get("loss"))) for row in run.steps]}
+    shares = {
+        role: [(row["step"], _finite(row["validation"].get(role))) for row in run.validation]
+        for role in ("forget", "retain")
+    }
+    drawn = (
+        ("Training loss", figures.curves("Training loss over steps", loss, css=CURVE_CSS)),
+        ("Validation: share right", figures.curves("Share right in validation", shares, css=CURVE_CSS)),
+    )
+    return [(title, _safe(svg)) for title, svg in drawn if svg]
+
+
+def _finite(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def timing(name: str, found: Mapping[str, float]) -> dict[str, str]:
+    seconds, peak = found.get("seconds"), found.get("peak_memory")
+    return {
+        "phase": name,
+        "time": "n/a" if seconds is None else duration(seconds),
+        "memory": "n/a" if peak is None else f"{peak / 2**20:,.0f} MiB",
+    }
+
+
+def duration(seconds: float) -> str:
+    """``8.4 s`` or ``3 min 20 s`` or ``1 h 02 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,90 @@
+"""Index arithmetic on tensors; the label shift, masks and gathers of the whole library are here and nowhere else.
+
+Legend of the shape suffixes: B batch, T tokens, V vocabulary, K top-K, D hidden, N the loss positions of a whole
+batch, flattened row by row. The logits at column t predict the token at column t + 1, so a *position* is the column
+before the token it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Padded(NamedTuple):
+    ids_BT: Tensor
+    mask_BT: Tensor
+    """True where a token is real."""
+
+
+class TopK(NamedTuple):
+    """The K largest logits of N positions, in falling order."""
+
+    ids_NK: Tensor
+    logits_NK: Tensor
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int, *, side: Literal["left", "right"]) -> Padded:
+    """Rows of token ids as one rectangle. The mask comes from lengths: a pad id inside a row is a real token."""
+    width = max(len(row) for row in rows)
+    ids_BT = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask_BT = torch.zeros((len(rows), width), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        columns = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        ids_BT[index, columns] = torch.tensor(row, dtype=torch.long)
+        mask_BT[index, columns] = True
+    return Padded(ids_BT, mask_BT)
+
+
+def position_ids(mask_BT: Tensor) -> Tensor:
+    """(B, T) place of each token in its own row, from 0; padding gets 0. Right for either side of padding."""
+    return (mask_BT.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def topk(logits_NV: Tensor, k: int | None) -> TopK:
+    """The `k` largest logits of each position; None takes the whole vocabulary."""
+    values, ids = logits_NV.topk(k or logits_NV.shape[-1], dim=-1)
+    return TopK(ids, values)
+
+
+def gather(logits_NV: Tensor, ids_NK: Tensor) -> Tensor:
+    """(N, K) logits of the named tokens."""
+    return logits_NV.gather(-1, ids_NK)
+
+
+def token_logps(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+    """(N,) log-probability of each label, in fp32."""
+    return torch.log_softmax(logits_NV.float(), dim=-1).gather(-1, labels_N[:, None]).squeeze(-1)
+
+
+def sum_by_row(values_N: Tensor, rows_N: Tensor, num_rows: int) -> Tensor:
+    """(B,) sum of the values of each row."""
+    return values_N.new_zeros(num_rows).index_add(0, rows_N, values_N)
+
+
+@contextmanager
+def head_at(model: nn.Module, rows_N: Tensor, cols_N: Tensor) -> Iterator[None]:
+    """Inside, the output head sees only the named positions: the model's logits become (1, N, V).
+
+    A hook in front of the head, so that whatever the model does behind it (soft caps, logit scales) still happens.
+    """
+
+    def select(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (inputs[0][rows_N, cols_N][None], *inputs[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def logits_at(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, rows_N: Tensor, cols_N: Tensor) -> Tensor:
+    """(N, V) next-token logits at the named positions; the head is computed nowhere else."""
+    with head_at(model, rows_N, cols_N):
+        output = model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=position_ids(mask_BT), use_cache=False)
+    return output.logits[0]

@@ -1,0 +1,243 @@
+"""The loop: a generator of step logs; the caller draws, logs or stops."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from duet_unlearn.config import TrainConfig
+from duet_unlearn.data.examples import Batch, Example, Source, collate
+from duet_unlearn.data.files import atomic
+from duet_unlearn.errors import UserError
+from duet_unlearn.methods.step import LossOut, Step
+from duet_unlearn.teacher.signals import Signal
+from duet_unlearn.tensors import head_at, position_ids
+from duet_unlearn.train.checkpoint import Checkpoints, put_weights, trainable
+from duet_unlearn.train.optim import make_optimizers, rate_factor, set_rate
+
+Loss = Callable[[Step], LossOut]
+Signals = Callable[[Batch], Signal]
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """What one optimiser step did."""
+
+    step: int
+    """From 1."""
+    num_steps: int
+    loss: float
+    """Mean over the step's units."""
+    grad_norm: float
+    """Before clipping."""
+    rate: float
+    tokens: int
+    """Tokens read, padding not counted."""
+    seconds: float
+    memory: int
+    """Peak bytes so far: of the device on CUDA, of the process on a CPU."""
+    validation: float | None = None
+    """Mean loss on the validation examples, at the steps that validate."""
+
+
+@dataclass
+class Progress:
+    """What a resumed run must know besides weights and optimiser."""
+
+    step: int = 0
+    best: float = float("inf")
+    failures: int = 0
+
+
+def train(
+    model: nn.Module,
+    *,
+    source: Source,
+    num_steps: int,
+    loss: Loss,
+    signal: Signals | None,
+    config: TrainConfig,
+    pad_id: int,
+    checkpoints: Checkpoints | None = None,
+    validation: Sequence[Example] = (),
+    validation_signal: Signals | None = None,
+) -> Iterator[StepLog]:
+    """Train `model` in place, from the last checkpoint if there is one.
+
+    Micro-batches and processes share one count of units, so that neither changes the result beyond rounding. With
+    ``config.early_stop`` the weights of the best validation are put back at the end.
+
+    Raises:
+        UserError: a loss or gradient that is not finite (before the step, naming the queries); disk full.
+    """
+    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=_on_cpu(model))
+    run = _Run(accelerator, model, make_optimizers(model, config), loss, signal, config, pad_id)
+    progress = _resume(run, checkpoints)
+    model.train()
+    for step in range(progress.step, num_steps):
+        if _stopped(progress, config):
+            break
+        log = run.step(step, num_steps, source(step))
+        if validation and config.validate_every and log.step % config.validate_every == 0:
+            log = StepLog(**{**vars(log), "validation": run.validate(validation, validation_signal)})
+            _note(progress, log, model, checkpoints, config)
+        progress.step = log.step
+        if checkpoints and config.checkpoint_every and log.step % config.checkpoint_every == 0:
+            if accelerator.is_main_process:
+                checkpoints.save(model, run.optimizers, vars(progress))
+            accelerator.wait_for_everyone()
+        yield log
+    if config.early_stop and checkpoints and checkpoints.best.exists():
+        put_weights(model, load_file(checkpoints.best))
+    model.eval()
+
+
+class _Run:
+    """One training run's moving parts."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        loss: Loss,
+        signal: Signals | None,
+        config: TrainConfig,
+        pad_id: int,
+    ) -> None:
+        self.accelerator, self.model, self.optimizers = accelerator, model, optimizers
+        self.loss, self.signal, self.config, self.pad_id = loss, signal, config, pad_id
+        self.wrapped = accelerator.prepare_model(model)
+
+    def step(self, step: int, num_steps: int, examples: list[Example]) -> StepLog:
+        start, mine = time.perf_counter(), self._share(examples)
+        set_rate(self.optimizers, rate_factor(step, num_steps, self.config))
+        total, count, tokens = self._gradients(mine)
+        sums = self.accelerator.reduce(torch.tensor([total, count, tokens], dtype=torch.float64, device="cpu"))
+        mean = float(sums[0] / sums[1])
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        for p in parameters:  # summed over this process, averaged over processes by DDP
+            p.grad.mul_(self.accelerator.num_processes / float(sums[1]))  # type: ignore[union-attr]
+        norm = _norm(parameters)
+        if not (torch.isfinite(norm) and torch.isfinite(sums[0])):
+            _stop_on_non_finite(step, examples)
+        if self.config.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return StepLog(
+            step=step + 1,
+            num_steps=num_steps,
+            loss=mean,
+            grad_norm=float(norm),
+            rate=self.optimizers[0].param_groups[0]["lr"],
+            tokens=int(sums[2]),
+            seconds=time.perf_counter() - start,
+            memory=peak_memory(),
+        )
+
+    def _share(self, examples: list[Example]) -> list[Example]:
+        """This process's examples: every process gets others."""
+        return examples[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def _gradients(self, examples: list[Example]) -> tuple[float, int, int]:
+        """Summed loss, count and tokens of the examples; gradients of the *sum* are left in the parameters."""
+        total, count, tokens = 0.0, 0, 0
+        micros = self._micros(examples)
+        for number, micro in enumerate(micros):
+            if number + 1 < len(micros):
+                with self.accelerator.no_sync(self.wrapped):
+                    out, batch = self._backward(micro)
+            else:
+                out, batch = self._backward(micro)
+            total += float(out.sum.detach())
+            count += out.count
+            tokens += int(batch.mask_BT.sum())
+        return total, count, tokens
+
+    def _backward(self, micro: list[Example]) -> tuple[LossOut, Batch]:
+        out, batch = self._forward(micro, self.signal)
+        self.accelerator.backward(out.sum)
+        return out, batch
+
+    def _forward(self, micro: list[Example], signals: Signals | None) -> tuple[LossOut, Batch]:
+        """The head is computed at the loss's positions and nowhere else."""
+        batch = collate(micro, self.pad_id).to(self.accelerator.device)
+        with self.accelerator.autocast(), head_at(self.model, batch.rows_N, batch.cols_N):
+            output = self.wrapped(
+                input_ids=batch.ids_BT,
+                attention_mask=batch.mask_BT,
+                position_ids=position_ids(batch.mask_BT),
+                use_cache=False,
+            )
+        signal = signals(batch) if signals else None
+        return self.loss(Step(output.logits[0], batch, signal)), batch
+
+    def _micros(self, examples: list[Example]) -> list[list[Example]]:
+        """Micro-batches of about equal length rows."""
+        size = self.config.micro_batch_size or len(examples)
+        ordered = sorted(examples, key=lambda e: len(e.ids))
+        return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+    @torch.no_grad()
+    def validate(self, examples: Sequence[Example], signals: Signals | None) -> float:
+        """Mean loss on examples, without dropout or gradients."""
+        self.model.eval()
+        outs = [self._forward(micro, signals)[0] for micro in self._micros(list(examples))]
+        self.model.train()
+        return sum(float(out.sum) for out in outs) / sum(out.count for out in outs)
+
+
+def peak_memory() -> int:
+    """Peak bytes: of the CUDA device if one is in use, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _on_cpu(model: nn.Module) -> bool:
+    return next(model.parameters()).device.type == "cpu"
+
+
+def _norm(parameters: list[nn.Parameter]) -> Tensor:
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def _resume(run: _Run, checkpoints: Checkpoints | None) -> Progress:
+    state = checkpoints.load(run.model, run.optimizers) if checkpoints else None
+    return Progress(**state) if state else Progress()
+
+
+def _stopped(progress: Progress, config: TrainConfig) -> bool:
+    return config.early_stop is not None and progress.failures >= config.early_stop
+
+
+def _note(
+    progress: Progress, log: StepLog, model: nn.Module, checkpoints: Checkpoints | None, config: TrainConfig
+) -> None:
+    """Remember a validation, and the weights if they are the best so far."""
+    assert log.validation is not None
+    if log.validation < progress.best:
+        progress.best, progress.failures = log.validation, 0
+        if config.early_stop and checkpoints:
+            atomic(checkpoints.best, lambda path: save_file(trainable(model), path))
+    else:
+        progress.failures += 1
+
+
+def _stop_on_non_finite(step: int, examples: list[Example]) -> None:
+    keys = ", ".join(example.key for example in examples[:5]) + (", .." if len(examples) > 5 else "")
+    raise UserError(
+        f"step {step + 1}: the loss or its gradient is not a finite number (queries {keys})",
+        "lower train.rate, or look at those queries; the weights before this step are in the last checkpoint",
+    )

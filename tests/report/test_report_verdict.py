@@ -1,0 +1,150 @@
+"""The verdict's rule, with numbers by hand: 100 questions a set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from duet_unlearn.report.read import read_run
+from duet_unlearn.report.samples import every_kth, shares
+from duet_unlearn.report.verdict import Verdict, verdict
+
+MakeRun = Callable[..., Path]
+# forget, held out, unseen, near, far, retain, general, choice, reverse prompt, prefill
+BASE = (1.0, 0.98, 0.97, 0.97, 0.98, 0.99, 0.98, 0.9, 0.98, 1.0)
+GOOD = (0.0, 0.03, 0.05, 0.95, 0.97, 0.98, 0.98, 0.89, 0.04, 0.06)
+
+
+def judge(make_run: MakeRun, **right: tuple[float | None, ...]) -> Verdict:
+    return verdict(read_run(make_run(right=right)))
+
+
+def change(values: tuple[float, ...], **at: float) -> tuple[float, ...]:
+    return tuple(at.get(f"i{i}", value) for i, value in enumerate(values))
+
+
+def test_good_run(make_run: MakeRun) -> None:
+    found = judge(make_run, base=BASE, student=GOOD)
+    assert found.forgotten == (
+        "The student has forgotten Amber Gate: right answers went from 100 to 0 of 100 in Train wordings, "
+        "from 98 to 3 of 100 in Held-out wordings and from 97 to 5 of 100 in Unseen facts; "
+        "nothing tested brings it back, at most Prefilling (6 of 100)."
+    )
+    assert found.cost == (
+        "It cost little: no allowed set fell by more than 3 points (worst: Near neighbours from 97.0 to 95.0 %)."
+    )
+    assert found.level == "good"
+
+
+def test_what_comes_back_is_said(make_run: MakeRun) -> None:
+    found = judge(make_run, base=BASE, student=change(GOOD, i8=0.62, i9=0.97))
+    assert found.forgotten.endswith("; it comes back under Prefilling (97 of 100) and Reverse prompt (62 of 100).")
+    assert found.level == "mixed"
+
+
+def test_bounds_belong_to_the_better_word(make_run: MakeRun) -> None:
+    words = {
+        0.10: "has forgotten",
+        0.11: "has mostly",
+        0.30: "has mostly",
+        0.31: "has partly",
+        0.5: "has partly",
+    }
+    for value, word in (words | {0.51: "has not"}).items():
+        assert word in judge(make_run, base=BASE, student=change(GOOD, i2=value)).forgotten, value
+    assert "comes back" in judge(make_run, base=BASE, student=change(GOOD, i8=0.20)).forgotten
+    assert "comes back" not in judge(make_run, base=BASE, student=change(GOOD, i8=0.19)).forgotten
+
+
+def test_the_worst_forget_set_decides(make_run: MakeRun) -> None:
+    found = judge(make_run, base=BASE, student=change(GOOD, i2=0.8))
+    assert found.forgotten.startswith("The student has not forgotten Amber Gate")
+    assert found.level == "bad"
+
+
+def test_guessing_is_the_oracle(make_run: MakeRun) -> None:
+    oracle = change(BASE, i0=0.2, i1=0.2, i2=0.2, i8=0.2, i9=0.2)
+    student = change(GOOD, i0=0.25, i1=0.30, i2=0.2, i8=0.39, i9=0.3)
+    found = judge(make_run, base=BASE, oracle=oracle, student=student)
+    assert "has forgotten" in found.forgotten  # 0.30 - 0.20 is 0.10, in spite of floats
+    assert "nothing tested brings it back" in found.forgotten
+    assert "comes back" in judge(make_run, base=BASE, student=student).forgotten
+
+
+def test_cost_words(make_run: MakeRun) -> None:
+    some = judge(make_run, base=BASE, student=change(GOOD, i3=0.93, i5=0.9))
+    assert some.cost.startswith(
+        "It cost something: Retained facts from 99.0 to 90.0 % and Near neighbours from 97.0 to 93.0 %"
+    )
+    assert some.level == "mixed"
+    dear = judge(make_run, base=BASE, student=change(GOOD, i3=0.4))
+    assert dear.cost == (
+        "It cost a lot: Near neighbours from 97.0 to 40.0 %; "
+        "it now refuses 42 of 100 allowed questions of Near neighbours."
+    )
+    assert dear.level == "bad"
+
+
+def test_three_points_are_little(make_run: MakeRun) -> None:
+    assert "cost little" in judge(make_run, base=BASE, student=change(GOOD, i3=0.94)).cost
+
+
+def test_few_questions_are_said(make_run: MakeRun) -> None:
+    run = make_run(right={"base": BASE, "student": GOOD})
+    file = run / "evals" / "student.json"
+    found = json.loads(file.read_text())
+    found["scores"]["forget_unseen"]["right"] = {"value": 0.0, "n": 5, "low": 0.0, "high": 0.434}
+    file.write_text(json.dumps(found))
+    text = verdict(read_run(run)).forgotten
+    assert "from 97 of 100 to 0 of 5 in Unseen facts (too few questions to be sure: " in text
+    assert "with n = 5 up to 43 % is possible)" in text
+
+
+def test_nothing_to_forget(make_run: MakeRun) -> None:
+    found = judge(make_run, base=change(BASE, i0=0.1, i1=0.1, i2=0.1), student=GOOD)
+    assert found.forgotten.startswith("There was little to forget, for the base hardly knew Amber Gate")
+    assert found.level == "unknown"
+
+
+def test_unmeasured_is_unknown(make_run: MakeRun) -> None:
+    untested = judge(make_run, base=BASE[:8], student=GOOD[:8])
+    assert "; nothing tested whether it can be brought back." in untested.forgotten
+    nothing = (None, None, None, 0.9)
+    assert "is unknown" in judge(make_run, base=nothing, student=nothing).forgotten
+    assert "to 3 of 100 in Held-out" in judge(make_run, student=GOOD).forgotten
+    assert judge(make_run, student=GOOD).cost.startswith("What it cost is unknown")
+
+
+def test_no_student(make_run: MakeRun) -> None:
+    run = make_run(right={"base": BASE})
+    assert verdict(read_run(run)).level == "unknown"
+
+
+def test_questions_without_answers_are_judged_by_refusals(make_run: MakeRun) -> None:
+    run = make_run(right={"base": BASE[:3], "student": GOOD[:3]})
+    for subject, refused in (("base", 0.0), ("student", 0.97)):
+        file = run / "evals" / f"{subject}.json"
+        found = json.loads(file.read_text())
+        for metrics in found["scores"].values():
+            if "right" in metrics:
+                metrics["right"] = {"value": None, "n": 0, "low": None, "high": None}
+                metrics["refused"] = {"value": refused, "n": 100, "low": None, "high": None}
+        file.write_text(json.dumps(found))
+    text = verdict(read_run(run)).forgotten
+    assert text.startswith("Asked about Amber Gate, refusals went from 0 to 97 of 100 in Train wordings")
+    assert text.endswith("whether it still knows the answers is unknown, since none were given.")
+
+
+def test_sample_rule_is_deterministic_and_blind() -> None:
+    ids = [f"q{i}" for i in range(10)]
+    assert every_kth(ids, 3) == every_kth(list(reversed(ids)), 3)
+    # sha256 order of q0..q9, every third: 10 // 3 = 3
+    assert every_kth(ids, 3) == [every_kth(ids, 10)[i] for i in (0, 3, 6)]
+    assert sorted(every_kth(ids, 99)) == ids
+    assert every_kth([], 3) == []
+
+
+def test_shares_are_even_and_never_more_than_there_are() -> None:
+    assert shares({"a": 10, "b": 1, "c": 10}, 6) == {"a": 3, "b": 1, "c": 2}
+    assert shares({"a": 1, "b": 0}, 6) == {"a": 1, "b": 0}
