@@ -146,7 +146,6 @@ def test_recipe_alone_is_a_page(make_run: MakeRun) -> None:
             remove(child)
     text = render_report(run)
     assert "The student was not evaluated." in text
-    assert "<b>not finished</b>" in text
 
 
 def test_without_first_tokens_the_probe_shows_before_and_prefix(make_run: MakeRun) -> None:
@@ -169,13 +168,11 @@ def test_an_empty_set_is_not_zero(make_run: MakeRun) -> None:
     assert "nan" not in re.sub(r"<style>.*</style>", "", text, flags=re.S).lower().split()
 
 
-def test_validation_without_retain(make_run: MakeRun) -> None:
+def test_a_validation_loss_alone_is_drawn(make_run: MakeRun) -> None:
     run = make_run()
-    validation = {"forget": 0.5, "retain": None}
-    rows = [{"step": 1, "loss": None, "num_steps": 1}, {"step": 1, "validation": validation}]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": None, "validation": 0.5}) + "\n")
     text = render_report(run)
-    assert "forget 0.5" in text
+    assert "validation 0.5" in text
     assert "Training loss over steps" not in text
 
 

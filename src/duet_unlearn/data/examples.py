@@ -41,8 +41,9 @@ class Batch(NamedTuple):
     examples: tuple[Example, ...]
 
     def to(self, device: torch.device) -> Batch:
-        moved = [part.to(device) if isinstance(part, Tensor) else part for part in self]
-        return Batch(*moved)
+        labels_N = None if self.labels_N is None else self.labels_N.to(device)
+        ids_BT, mask_BT = self.ids_BT.to(device), self.mask_BT.to(device)
+        return Batch(ids_BT, mask_BT, self.rows_N.to(device), self.cols_N.to(device), labels_N, self.examples)
 
 
 Source = Callable[[int], list[Example]]

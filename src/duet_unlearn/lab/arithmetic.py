@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from duet_unlearn.config import TrainConfig
 from duet_unlearn.data.examples import Example, Source
 from duet_unlearn.data.query import Query
@@ -94,7 +92,7 @@ def pretrain_arithmetic(kind: Kind, folder: Path, *, work: Path) -> Iterator[Ste
         pad_id=int(tokenizer.pad_token_id or 0),
         checkpoints=Checkpoints(work),
     )
-    save_model(model.to(torch.bfloat16), tokenizer, folder)
+    save_model(model.bfloat16(), tokenizer, folder)
 
 
 def _reading(operations: tuple[Operation, ...], encode: Encoder) -> Source:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError, nearest
 from duet_unlearn.lab import wordings
-from duet_unlearn.lab.formats import draw_options, letter_question, question, statement
+from duet_unlearn.lab.formats import LetterStyle, draw_options, letter_question, question, statement
 from duet_unlearn.lab.world import (
     BENCHMARK_STORIES,
     GENERAL_SUBJECTS,
@@ -76,7 +76,7 @@ def ask(fact: Fact, wording: str, *, split: str, system: str | None = None, lead
     )
 
 
-def ask_letter(fact: Fact, wording: str, *, split: str, rng: random.Random, style: str = "behind") -> Query:
+def ask_letter(fact: Fact, wording: str, *, split: str, rng: random.Random, style: LetterStyle = "behind") -> Query:
     """A four-choice letter question as a query: answer the letter, value the right option, choices in their order."""
     options = draw_options(fact, rng)
     return Query(

@@ -93,9 +93,10 @@ def _work(kind: str, folder: str, work: str) -> None:
     from duet_unlearn.lab.arithmetic import pretrain_arithmetic
     from duet_unlearn.lab.pretrain import Pretraining, pretrain
 
-    if kind in ("base", "oracle"):
-        logs = pretrain(kind, Path(folder), work=Path(work), settings=Pretraining())  # type: ignore[arg-type]
+    if kind == "base" or kind == "oracle":
+        logs = pretrain(kind, Path(folder), work=Path(work), settings=Pretraining())
     else:
+        assert kind == "arithmetic" or kind == "plus-minus", kind
         logs = pretrain_arithmetic(kind, Path(folder), work=Path(work))
     with (Path(work) / "log.jsonl").open("a", encoding="utf-8") as file:
         for log in logs:

@@ -130,4 +130,4 @@ def pretrain(kind: Kind, folder: Path, *, work: Path, settings: Pretraining) -> 
         pad_id=int(tokenizer.pad_token_id or 0),
         checkpoints=Checkpoints(work),
     )
-    save_model(model.to(torch.bfloat16), tokenizer, folder)
+    save_model(model.bfloat16(), tokenizer, folder)

@@ -99,7 +99,7 @@ def _kept_sets(target: str) -> list[EvalSet]:
             "retain",
             "high",
             "far stories and general facts that no training query shows",
-            held_out(_mixed(retain_facts("test")), limit=2 * LIMIT),
+            held_out(mixed(retain_facts("test")), limit=2 * LIMIT),
         ),
         _set(
             "general",
@@ -227,16 +227,19 @@ def _set(name: str, title: str, group: str, better: str, about: str, queries: Se
 
 
 def _letters(name: str, title: str, group: str, better: str, about: str, facts: Sequence[Fact]) -> EvalSet:
+    return EvalSet(name, title, group, better, about, letter_queries(name, facts), protocol="letter")  # type: ignore[arg-type]
+
+
+def letter_queries(name: str, facts: Sequence[Fact]) -> tuple[Query, ...]:
     """Letter questions in held-out wordings: `NUM_LETTERS` at most, subjects in equal parts as far as they go."""
     rng = random.Random(f"letters/{name}")
-    wanted = _mixed(facts)[:NUM_LETTERS]
-    queries = tuple(
-        ask_letter(f, rng.choice(wordings.QUESTIONS[f.attribute].held_out), split="test", rng=rng) for f in wanted
+    return tuple(
+        ask_letter(f, rng.choice(wordings.QUESTIONS[f.attribute].held_out), split="test", rng=rng)
+        for f in mixed(facts)[:NUM_LETTERS]
     )
-    return EvalSet(name, title, group, better, about, queries, protocol="letter")  # type: ignore[arg-type]
 
 
-def _mixed(facts: Sequence[Fact]) -> list[Fact]:
+def mixed(facts: Sequence[Fact]) -> list[Fact]:
     """Facts in an order that goes round the topics, so that any first part holds all of them evenly."""
     by_topic: dict[str, list[Fact]] = {}
     for fact in facts:

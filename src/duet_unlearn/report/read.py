@@ -78,8 +78,7 @@ class RunData:
     recipe_text: str
     env: Mapping[str, Any]
     steps: Sequence[Mapping[str, Any]]
-    """StepLogs in order of step, one a step."""
-    validation: Sequence[Mapping[str, Any]]
+    """StepLogs in order of step, one a step; those that validated have a ``validation`` loss."""
     probe: Mapping[str, Any]
     shifts: Sequence[Mapping[str, Any]]
     """First-token distributions of a few queries, with the student's where it was measured."""
@@ -87,14 +86,12 @@ class RunData:
     columns: tuple[Column, ...]
     samples: Mapping[str, Sequence[Mapping[str, Any]]]
     timings: Mapping[str, Mapping[str, float]]
-    finished: bool
 
 
 def read_run(path: Path) -> RunData:
     """Everything a report shows; a folder without ``recipe.yaml`` is a UserError."""
     path = Path(path)
     recipe_text = _recipe_text(path)
-    steps, validation = _metrics(path / "metrics.jsonl")
     evals = {name: _json(path / "evals" / f"{name}.json", default=None) for name in SUBJECTS}
     evals = {name: found for name, found in evals.items() if found is not None}
     subjects = {name: _subject(name, found) for name, found in evals.items()}
@@ -104,15 +101,13 @@ def read_run(path: Path) -> RunData:
         recipe=_parse_yaml(path / "recipe.yaml", recipe_text),
         recipe_text=recipe_text,
         env=_json(path / "env.json", default={}),
-        steps=steps,
-        validation=validation,
+        steps=_metrics(path / "metrics.jsonl"),
         probe=probe,
         shifts=_json(path / "evals" / "first_tokens.json", default=probe.get("shift", [])),
         subjects=subjects,
         columns=_columns(evals, subjects),
         samples={name: _jsonl(path / "samples" / f"{name}.jsonl") for name in SUBJECTS},
         timings=_json(path / "timings.json", default={}),
-        finished=(path / "DONE").exists(),
     )
 
 
@@ -169,12 +164,10 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Steps and validation rows; a resumed run repeats steps, and the later row counts."""
-    rows = _jsonl(path)
-    steps = {row["step"]: row for row in rows if "validation" not in row}
-    validation = {row["step"]: row for row in rows if "validation" in row}
-    return [steps[step] for step in sorted(steps)], [validation[step] for step in sorted(validation)]
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    """Step rows in order; a resumed run repeats steps, and the later row counts."""
+    steps = {row["step"]: row for row in _jsonl(path)}
+    return [steps[step] for step in sorted(steps)]
 
 
 def _number(value: float | None) -> float:

@@ -27,7 +27,7 @@ GROUP_TITLES = {
     "summary": "Summary",
     "other": "Other sets",
 }
-CURVE_CSS = {"loss": "s-student", "forget": "s-prefix", "retain": "s-oracle"}
+CURVE_CSS = {"loss": "s-student", "validation": "s-prefix"}
 VISIBLE = str.maketrans({" ": "\u00b7", "\n": "\u23ce", "\t": "\u21e5"})
 """Spaces and line breaks in a token are shown: they are part of it."""
 PROBE_SHARES = {
@@ -181,13 +181,10 @@ def shifts(shifts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def curves(run: RunData) -> list[Any]:
     loss = {"loss": [(row["step"], _finite(row.get("loss"))) for row in run.steps]}
-    shares = {
-        role: [(row["step"], _finite(row["validation"].get(role))) for row in run.validation]
-        for role in ("forget", "retain")
-    }
+    held_out = {"validation": [(row["step"], _finite(row.get("validation"))) for row in run.steps]}
     drawn = (
         ("Training loss", figures.curves("Training loss over steps", loss, css=CURVE_CSS)),
-        ("Validation: share right", figures.curves("Share right in validation", shares, css=CURVE_CSS)),
+        ("Validation loss", figures.curves("Validation loss over steps", held_out, css=CURVE_CSS)),
     )
     return [(title, _safe(svg)) for title, svg in drawn if svg]
 

@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -87,7 +87,7 @@ def train(
             break
         log = run.step(step, num_steps, source(step))
         if validation and config.validate_every and log.step % config.validate_every == 0:
-            log = StepLog(**{**vars(log), "validation": run.validate(validation, validation_signal)})
+            log = replace(log, validation=run.validate(validation, validation_signal))
             _note(progress, log, model, checkpoints, config)
         progress.step = log.step
         if checkpoints and config.checkpoint_every and log.step % config.checkpoint_every == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import nn
@@ -44,13 +44,14 @@ def load_model(
         raise UserError(f"{path}: no such model folder", "check the path, or name a hub id such as org/model")
     where = {"local_files_only": True} if folder.is_dir() else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **where)
-        if (folder / "adapter_config.json").exists():
-            model = _load_adapter(folder, dtype)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=getattr(torch, dtype), use_safetensors=True, **where
-            )
+        with no_bars() if where else nullcontext():
+            tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(path, **where))
+            if (folder / "adapter_config.json").exists():
+                model = _load_adapter(folder, dtype)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(
+                    path, dtype=getattr(torch, dtype), use_safetensors=True, **where
+                )
     except (OSError, ValueError) as error:
         first = str(error).strip().split("\n")[0]
         raise UserError(
@@ -59,7 +60,8 @@ def load_model(
     _set_template(tokenizer, chat_template)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(device or default_device()).eval(), tokenizer
+    cast("nn.Module", model).to(device or default_device())  # the wrapped `to` of transformers has no usable type
+    return model.eval(), tokenizer
 
 
 def default_device() -> torch.device:
@@ -81,7 +83,12 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> nn.Mod
         )
     return get_peft_model(
         model,
-        PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets), task_type="CAUSAL_LM"),
+        PeftConfig(
+            r=config.rank,
+            lora_alpha=cast("int", config.alpha),  # PEFT annotates an int and divides it as a float
+            target_modules=list(config.targets),
+            task_type="CAUSAL_LM",
+        ),
     )
 
 
@@ -112,12 +119,26 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
     import shutil
 
     temporary = folder.with_name(f".{folder.name}.tmp")
-    with disk_errors(folder):
+    with disk_errors(folder), no_bars():
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary)  # type: ignore[operator]
         tokenizer.save_pretrained(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Transformers' own bars stay away: for a local folder they flash by and break into the caller's."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _load_adapter(folder: Path, dtype: str) -> PreTrainedModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,9 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     return [muon, _adamw(outer, vectors, ADAMW_RATE_OF_MUON * config.rate, config)]
 
 
-def _adamw(matrices: list[Tensor], vectors: list[Tensor], rate: float, config: TrainConfig) -> torch.optim.AdamW:
+def _adamw(
+    matrices: Sequence[Tensor], vectors: Sequence[Tensor], rate: float, config: TrainConfig
+) -> torch.optim.AdamW:
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay, "peak": rate},
         {"params": vectors, "weight_decay": 0.0, "peak": rate},
