@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,11 +42,11 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workpla
 
 
 @pytest.fixture(scope="module")
-def whole(place: Workplace, tiny_model: Path) -> Iterator[tuple[Run, list[Event]]]:
+def whole(place: Workplace, tiny_model: Path) -> tuple[Run, list[Event]]:
     """One run with an oracle, and the events that it told."""
     events: list[Event] = []
     recipe = load_recipe(place.recipe, [f"model.oracle={tiny_model}"])
-    yield unlearn(recipe, out=place.folder / "run", on_event=events.append), events
+    return unlearn(recipe, out=place.folder / "run", on_event=events.append), events
 
 
 def test_a_run_folder_is_whole(whole: tuple[Run, list[Event]]) -> None:
@@ -70,7 +70,7 @@ def test_the_student_was_trained_and_the_base_was_not(whole: tuple[Run, list[Eve
 def test_env_names_versions_and_hashes(whole: tuple[Run, list[Event]]) -> None:
     env = json.loads(whole[0].env.read_text())
     assert {"torch", "transformers", "duet-unlearn"} <= env["packages"].keys()
-    assert {"model", "forget", "retain", "recipe"} == env["hashes"].keys()
+    assert {"model", "forget", "retain", "questions", "recipe"} == env["hashes"].keys()
     assert env["warnings"] == []
 
 

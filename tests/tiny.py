@@ -33,7 +33,9 @@ def _core() -> str:
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    core.train_from_iterator(["Where does Mira Bol live? Mira Bol lives in Tarn. You have forgotten Tarn."] * 5, trainer)
+    core.train_from_iterator(
+        ["Where does Mira Bol live? Mira Bol lives in Tarn. You have forgotten Tarn."] * 5, trainer
+    )
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     return core.to_str()
 

@@ -1,12 +1,30 @@
-"""What whole runs need: a tiny random model in the lab's shape, query files, a recipe."""
+"""What whole runs need: a tiny random model in a folder, query files, a recipe."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
+from tiny import TEMPLATE, llama, tokenizer
+
+from duet_unlearn.cli import main
+from duet_unlearn.train import save_model
+
+PRELOAD = (
+    "pytest",
+    "accelerate",
+    "duet_unlearn.api",
+    "duet_unlearn.report",
+    "rouge_score.rouge_scorer",
+    "torch._dynamo",
+    "transformers.models.llama.modeling_llama",
+)
+"""What a run imports sooner or later."""
 FORGET = (
     ("Where does Mira Bol live?", "Mira Bol lives in Tarn.", "Tarn"),
     ("What does Mira Bol keep?", "Mira Bol keeps an owl.", "owl"),
@@ -43,25 +61,9 @@ evaluate:
 """
 
 
-def write_model(folder: Path, *, seed: int = 0, chat_template: bool = True) -> Path:
-    """A random Llama of two layers with the lab's tokeniser, in `save_pretrained` form."""
-    import torch
-
-    from duet_unlearn.lab.mixture import Mixture
-    from duet_unlearn.lab.pretrain import Pretraining, new_model
-    from duet_unlearn.lab.tokenizer import tokenizer_samples, train_tokenizer
-    from duet_unlearn.lab.world import world
-    from duet_unlearn.train import save_model
-
-    tokenizer = train_tokenizer(tokenizer_samples(Mixture(world(), frozenset()).draw, count=200))
-    model = new_model(tokenizer, Pretraining(hidden=32, layers=2, seed=seed))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(10)  # far from uniform, so that a prefix changes what is said
-    if not chat_template:
-        tokenizer.chat_template = None
-    save_model(model, tokenizer, folder)
+def write_model(folder: Path, *, seed: int = 0, template: str | None = TEMPLATE) -> Path:
+    """A random Llama of two layers and its tokeniser, in `save_pretrained` form."""
+    save_model(llama(seed=seed, hidden=32, layers=2), tokenizer(template), folder)
     return folder
 
 
@@ -100,3 +102,22 @@ class Done(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def duet_process(*args: object, folder: Path) -> BaseProcess:
+    """The command in a process of its own, started in `folder`; its streams go to the files `out` and `err` there.
+
+    The processes are forked from one that has imported torch already, so that a hundred of them are cheap.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOAD))
+    process = context.Process(target=_child, args=([str(arg) for arg in args], str(folder)))
+    process.start()
+    return process
+
+
+def _child(args: list[str], folder: str) -> None:
+    os.chdir(folder)
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    main(args)

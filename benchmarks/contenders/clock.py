@@ -7,13 +7,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from duet_unlearn.train.loop import peak_memory
+
+OPTIMISER = "optimiser"
 
 
 def wait() -> None:
@@ -44,30 +45,37 @@ class Marks:
     """Where a step's time goes: every event ends a stretch, and names it.
 
     Hooks on the model, on gradients and on the optimiser give the events, so that a contender's own code stays as it
-    is. On CUDA every event waits for the device; steps that are watched are therefore never the steps that are timed.
+    is. On CUDA every event waits for the device, so the steps that are watched are never those that are timed. The
+    first step, in which the optimiser makes its state, is left out.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    last: float = field(default_factory=time.perf_counter)
-    _handles: list[Any] = field(default_factory=list)
+    last: float = 0.0
+    optimiser_steps: int = 0
 
     def at(self, name: str) -> None:
         """The stretch since the last event was `name`."""
         wait()
         now = time.perf_counter()
-        self.seconds[name] += now - self.last
+        if self.optimiser_steps:
+            self.seconds[name] += now - self.last
         self.last = now
+        self.optimiser_steps += name == OPTIMISER
 
     def hook(self, name: str) -> Callable[..., None]:
         return lambda *_: self.at(name)
 
-    def per_step(self, num_steps: int) -> dict[str, float]:
-        return {name: seconds / num_steps for name, seconds in self.seconds.items()}
+    def per_step(self) -> dict[str, float]:
+        return {name: seconds / (self.optimiser_steps - 1) for name, seconds in self.seconds.items()}
 
 
 @contextmanager
 def watch(student: nn.Module, marks: Marks, *, teacher: nn.Module | None = None) -> Iterator[None]:
-    """Inside, training steps of `student` leave their marks."""
+    """Inside, training steps of `student` leave their marks.
+
+    The embedding's weight is also the head's: what is left of its gradient after the body (a dense gradient of the
+    rows that were read, and the sum of both) is the backward of the embedding.
+    """
     head, embedding = student.get_output_embeddings(), student.get_input_embeddings()  # type: ignore[operator]
     handles = [
         student.register_forward_pre_hook(marks.hook("everything else")),
@@ -75,15 +83,16 @@ def watch(student: nn.Module, marks: Marks, *, teacher: nn.Module | None = None)
         head.register_forward_pre_hook(lambda _m, inputs: _before_head(inputs[0], marks)),
         head.register_forward_hook(lambda _m, _i, out: _after_head(out, marks)),
         register_optimizer_step_pre_hook(marks.hook("scaling and clipping gradients")),
-        register_optimizer_step_post_hook(marks.hook("optimiser")),
+        register_optimizer_step_post_hook(marks.hook(OPTIMISER)),
     ]
-    handles += [p.register_post_accumulate_grad_hook(_accumulated(p, embedding.weight, marks)) for p in _ends(student)]
+    for p in student.parameters():
+        if p.requires_grad:
+            handles.append(p.register_post_accumulate_grad_hook(_accumulated(p, embedding.weight, marks)))
     if teacher is not None:
         handles += [
             teacher.register_forward_pre_hook(marks.hook("everything else")),
             teacher.register_forward_hook(marks.hook("teacher")),
         ]
-    marks.last = time.perf_counter()
     try:
         yield
     finally:
@@ -91,13 +100,8 @@ def watch(student: nn.Module, marks: Marks, *, teacher: nn.Module | None = None)
             handle.remove()
 
 
-def _ends(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
-
-
 def _accumulated(p: nn.Parameter, embedding: Tensor, marks: Marks) -> Callable[[Tensor], None]:
-    name = "backward of the embedding" if p is embedding else "backward of the body"
-    return marks.hook(name)
+    return marks.hook("backward of the embedding" if p is embedding else "backward of the body")
 
 
 def _before_head(hidden: Tensor, marks: Marks) -> None:

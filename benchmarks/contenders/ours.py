@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
 from contenders.clock import Clock, Marks, watch
 from contenders.setting import Setting, asked, train_config
 from duet_unlearn.data import collate, epochs_source
@@ -13,7 +15,6 @@ from duet_unlearn.methods import Duet
 from duet_unlearn.teacher import Targets, build_targets
 from duet_unlearn.teacher.cache import weights_id
 from duet_unlearn.train import load_model, train
-from torch import nn
 
 
 def run(setting: Setting, folder: Path, scratch: Path, *, watched: int) -> dict[str, Any]:
@@ -28,13 +29,14 @@ def run(setting: Setting, folder: Path, scratch: Path, *, watched: int) -> dict[
     with clock.phase("epoch"):
         losses = learn(setting, model, targets)
     marks = Marks()
-    with watch(model, marks):
-        learn(setting, model, targets, num_steps=watched)
+    if watched:
+        with watch(model, marks):
+            learn(setting, model, targets, num_steps=watched)
     return {
         "seconds": clock.seconds,
         "peak_bytes": clock.peak_bytes,
         "losses": losses,
-        "phases": marks.per_step(watched) if watched else {},
+        "phases": marks.per_step(),
         "shape": shape(setting, targets),
     }
 

@@ -12,13 +12,14 @@ from typing import Any
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
+from datasets import Dataset
+from transformers import AutoTokenizer
+from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+
 from contenders.clock import Clock, Marks, watch
 from contenders.setting import Setting, asked
 from contenders.two_model import load, prompts
-from datasets import Dataset
 from duet_unlearn.data import Example, epochs_source
-from transformers import AutoTokenizer
-from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
 
 def run(setting: Setting, folder: Path, scratch: Path, *, watched: int) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def run(setting: Setting, folder: Path, scratch: Path, *, watched: int) -> dict[
         "seconds": clock.seconds,
         "peak_bytes": clock.peak_bytes,
         "losses": logged,
-        "phases": marks.per_step(watched) if watched else {},
+        "phases": marks.per_step(),
     }
 
 
@@ -94,5 +95,3 @@ def dataset(setting: Setting, folder: Path) -> Dataset:
     return Dataset.from_list(
         [{"prompt": list(one.query.messages), "privileged_context": one.prefix.text} for one in order if one.prefix]
     )
-
-

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders.clock import Clock, Marks, watch
-from contenders.setting import Setting, asked
-from duet_unlearn.data import Example, epochs_source
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from contenders.clock import Clock, Marks, watch
+from contenders.setting import Setting, asked
+from duet_unlearn.data import Example, epochs_source
 
 Rows = dict[str, list[int]]
 
@@ -30,13 +31,14 @@ def run(setting: Setting, folder: Path, scratch: Path, *, watched: int) -> dict[
     with clock.phase("epoch"):
         losses = learn(setting, student, teacher, student_rows, teacher_rows)
     marks = Marks()
-    with watch(student, marks, teacher=teacher):
-        learn(setting, student, teacher, student_rows, teacher_rows, num_steps=watched)
+    if watched:
+        with watch(student, marks, teacher=teacher):
+            learn(setting, student, teacher, student_rows, teacher_rows, num_steps=watched)
     return {
         "seconds": clock.seconds,
         "peak_bytes": clock.peak_bytes,
         "losses": losses,
-        "phases": marks.per_step(watched) if watched else {},
+        "phases": marks.per_step(),
     }
 
 
@@ -70,7 +72,9 @@ def learn(
 ) -> list[float]:
     """The losses of an epoch, or of its first steps."""
     optimizer = torch.optim.AdamW(student.parameters(), lr=setting.rate, weight_decay=0.0, fused=True)
-    source, every = epochs_source(_examples(setting, student_rows), batch_size=setting.batch, epochs=1, seed=0)
+    source, every = epochs_source(
+        _examples(setting, student_rows), batch_size=setting.batch, epochs=1, seed=setting.seed
+    )
     losses = []
     student.train()
     for step in range(every if num_steps is None else num_steps):

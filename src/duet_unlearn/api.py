@@ -64,13 +64,12 @@ def unlearn(recipe: Recipe, *, out: Path | str | None = None, on_event: OnEvent 
     if run.finished:
         return run
     job = load_job(recipe)
-    _write_env(run, job)
     model, tokenizer = job.load()
+    _write_env(run, job)
     _probe(run, job, model, tokenizer, on_event)
     _evaluate_subjects(run, job, ("base", "prefix"), model, tokenizer, on_event)
     if not (run.model / "config.json").exists() and not (run.model / "adapter_config.json").exists():
-        student = _train(run, job, model, tokenizer, on_event)
-        save_model(student, tokenizer, run.model)
+        save_model(_train(run, job, model, tokenizer, on_event), tokenizer, run.model)
     del model
     gc.collect()
     if recipe.model.oracle:
@@ -170,11 +169,24 @@ def build_lab(out: Path | str | None = None, *, on_event: OnEvent = ignore) -> P
 
 
 def _write_env(run: Run, job: Job) -> None:
+    """Note what the run depends on; of a run that goes on, check that it is the same still.
+
+    Raises:
+        UserError: the model's weights or the queries were changed since.
+    """
+    hashes = job.hashes()
     if run.env.exists():
+        begun = json.loads(run.env.read_text(encoding="utf-8"))["hashes"]
+        for part, value in hashes.items():
+            if begun.get(part) != value:
+                raise UserError(
+                    f"{run.path}: this run began with other {part} ({begun.get(part)} then, {value} now)",
+                    "put the old ones back to go on, or choose another folder with --out",
+                )
         return
     for warning in job.warnings:
         LOG.warning("warning: %s", warning)
-    atomic_write_json(run.env, env_info(job.recipe, hashes=job.hashes(), device=job.device, warnings=job.warnings))
+    atomic_write_json(run.env, env_info(job.recipe, hashes=hashes, device=job.device, warnings=job.warnings))
 
 
 def _probe(run: Run, job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, on_event: OnEvent) -> None:

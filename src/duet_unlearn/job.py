@@ -58,7 +58,9 @@ class Job:
 
     def hashes(self) -> dict[str, str]:
         """Hashes of the model and of the queries, for ``env.json``."""
-        return {"model": self.weights, "forget": _hash(self.forget), "retain": _hash(self.retain)}
+        asked = [query for one in self.suite() for query in one.queries]
+        queries = {"forget": self.forget, "retain": self.retain, "questions": asked}
+        return {"model": self.weights} | {name: _hash(found) for name, found in queries.items()}
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The base model and its tokeniser."""

@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from duet_unlearn.errors import UserError
+
 
 class Padded(NamedTuple):
     ids_BT: Tensor
@@ -46,8 +48,18 @@ def position_ids(mask_BT: Tensor) -> Tensor:
 
 
 def topk(logits_NV: Tensor, k: int | None) -> TopK:
-    """The `k` largest logits of each position; None takes the whole vocabulary."""
-    values, ids = logits_NV.topk(k or logits_NV.shape[-1], dim=-1)
+    """The `k` largest logits of each position; None takes the whole vocabulary.
+
+    Raises:
+        UserError: `k` exceeds the vocabulary.
+    """
+    vocabulary = logits_NV.shape[-1]
+    if k is not None and k > vocabulary:
+        raise UserError(
+            f"method.k is {k}, but the model's vocabulary has {vocabulary} tokens",
+            f"set method.k to {vocabulary} at most, or to null for all",
+        )
+    values, ids = logits_NV.topk(vocabulary if k is None else k, dim=-1)
     return TopK(ids, values)
 
 

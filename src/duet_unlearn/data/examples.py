@@ -64,7 +64,8 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
 def epochs_source(examples: Sequence[Example], *, batch_size: int, epochs: int, seed: int) -> tuple[Source, int]:
     """Each epoch meets every example once, forget and retain mixed, in an order of its own; also the number of steps.
 
-    Within windows of ``WINDOW`` batches examples are sorted by length, and the order of the batches is shuffled again.
+    Within windows of ``WINDOW`` batches neighbours have about the same length *within their role*, so that a batch
+    has both roles in their shares even where one role's rows are all longer; the order of the batches is shuffled.
     """
     per_epoch = -(-len(examples) // batch_size)
 
@@ -74,9 +75,18 @@ def epochs_source(examples: Sequence[Example], *, batch_size: int, epochs: int, 
         order = rng.sample(range(len(examples)), len(examples))
         batches: list[list[int]] = []
         for start in range(0, len(order), WINDOW * batch_size):
-            window = sorted(order[start : start + WINDOW * batch_size], key=lambda i: (len(examples[i].ids), i))
+            window = _by_length(order[start : start + WINDOW * batch_size], examples)
             batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
         rng.shuffle(batches)
         return [examples[i] for i in batches[index]]
 
     return source, per_epoch * epochs
+
+
+def _by_length(indices: Sequence[int], examples: Sequence[Example]) -> list[int]:
+    """Indices by their examples' place, from 0 to 1, in their own role's order of length."""
+    placed: list[tuple[float, int]] = []
+    for role in ("forget", "retain"):
+        same = sorted((i for i in indices if examples[i].role == role), key=lambda i: (len(examples[i].ids), i))
+        placed += [((place + 0.5) / len(same), i) for place, i in enumerate(same)]
+    return [i for _, i in sorted(placed)]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from duet_unlearn.errors import UserError
 
@@ -22,12 +26,20 @@ def disk_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        if (number := _errno(error)) in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"disk full while writing {path}", "make room, then give the same command again") from error
-        if error.errno in (errno.EACCES, errno.EROFS):
+        if number in (errno.EACCES, errno.EROFS):
             raise UserError(f"not allowed to write {path}", "choose another folder with --out") from error
         raise
+
+
+def _errno(error: OSError | SafetensorError) -> int | None:
+    """The system's number of an error; safetensors has it in its text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -48,6 +60,25 @@ def atomic(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary neighbour of `folder` to fill, renamed into its place at the end; nothing is left where that fails.
+
+    Raises:
+        UserError: disk full, or not allowed to write.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        with disk_errors(folder):
+            shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
+            temporary.mkdir(parents=True)
+            yield temporary
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def atomic_write_text(path: Path, text: str) -> None:
     """Write a text file whole. Errors as ``atomic``."""
     atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -59,13 +90,13 @@ def atomic_write_json(path: Path, value: Any) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.
+    """The text of a file, without the byte-order mark that Windows programs write.
 
     Raises:
         UserError: missing, a folder, not readable, not UTF-8, or empty.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file", "check the path; it is relative to the file that names it") from error
     except IsADirectoryError as error:

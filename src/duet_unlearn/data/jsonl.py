@@ -30,6 +30,8 @@ def read_queries(path: Path | str) -> list[Query]:
     path = Path(path)
     text = read_text(path)
     rows = _csv_rows(path, text) if path.suffix == ".csv" else _json_rows(path, text)
+    if not rows:
+        raise UserError(f"{path}: has no queries", SHAPE)
     queries = [_query(row, path, line) for line, row in rows]
     seen: dict[str, int] = {}
     for (line, _), query in zip(rows, queries, strict=True):
@@ -106,4 +108,6 @@ def _messages(row: dict[str, Any], path: Path, line: int) -> tuple[Message, ...]
             raise UserError(f"{path}:{line}: a message needs a role ({', '.join(ROLES)}) and a content", SHAPE)
     if messages[-1]["role"] not in ("user", "text"):
         raise UserError(f"{path}:{line}: the last message is not the user's", SHAPE)
+    if len(messages) > 1 and any(message["role"] == "text" for message in messages):
+        raise UserError(f"{path}:{line}: a message of role text has others beside it", "raw text is one message alone")
     return tuple({"role": m["role"], "content": m["content"]} for m in messages)

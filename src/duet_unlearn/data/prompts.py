@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 DATE = "26 Jul 2024"
 """Templates that print today's date (Llama 3.x) print this one, so that the same query has the same ids every day."""
+PINNED_CLOCK = "{%- macro strftime_now(form) -%}" + DATE + "{%- endmacro -%}"
+"""Put in front of a template that asks the clock itself (SmolLM3, gpt-oss), however it wants the date written."""
+MARK = "@system@"
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ 'Question: ' + message['content'] + '\n' }}"
@@ -57,28 +60,19 @@ def render(
     """Token ids of a prompt; the logits at its last token predict the answer's first token.
 
     Chat messages go through the tokeniser's template with the generation prompt, a pinned date and thinking off, and
-    are tokenised without special tokens (the template has written them: no second BOS). `prefill` opens the answer.
+    are tokenised without special tokens (the template has written them: no second BOS); raw text and the plain
+    template get the tokeniser's. `prefill` opens the answer.
 
     Raises:
-        UserError: the tokeniser has no chat template.
+        UserError: the tokeniser has no chat template, or it refuses the messages.
     """
-    messages = with_prefix(messages, prefix)
     if messages[0]["role"] == "text":
-        ids = _ids(tokenizer, messages[0]["content"], special=True)
+        text = with_prefix(messages, prefix)[0]["content"]
     else:
-        if not tokenizer.chat_template:
-            raise UserError(
-                f"{tokenizer.name_or_path}: the tokeniser has no chat template",
-                "set model.chat_template to a jinja file, or to `plain` for a base model",
-            )
-        text = tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=True,
-            date_string=DATE,
-            enable_thinking=False,
-        )
-        ids = _ids(tokenizer, str(text), special=False)
+        if prefix and prefix.turn == "system":
+            messages = _with_own_system(tokenizer, messages)
+        text = _chat_text(tokenizer, with_prefix(messages, prefix))
+    ids = _ids(tokenizer, text, special=_is_raw(tokenizer, messages))
     return ids + _ids(tokenizer, prefill, special=False) if prefill else ids
 
 
@@ -100,8 +94,52 @@ def render_answer(
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str) -> list[int]:
     """Ids of an answer as the model would write it behind the rendered messages, without the end token."""
-    raw = messages[0]["role"] == "text" or tokenizer.chat_template == PLAIN_TEMPLATE
-    return _ids(tokenizer, f" {answer}" if raw else answer, special=False)
+    return _ids(tokenizer, f" {answer}" if _is_raw(tokenizer, messages) else answer, special=False)
+
+
+def _is_raw(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> bool:
+    """Whether the messages become plain text, in which nothing has written special tokens."""
+    return messages[0]["role"] == "text" or tokenizer.chat_template == PLAIN_TEMPLATE
+
+
+def _chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"{tokenizer.name_or_path}: the tokeniser has no chat template",
+            "set model.chat_template to a jinja file, or to `plain` for a base model",
+        )
+    template = tokenizer.get_chat_template()
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages),
+            chat_template=PINNED_CLOCK + template if "strftime_now" in template else template,
+            tokenize=False,
+            add_generation_prompt=True,
+            date_string=DATE,
+            enable_thinking=False,
+        )
+    except TemplateError as error:
+        raise UserError(
+            f"{tokenizer.name_or_path}: the chat template refuses these messages ({error})",
+            "where it knows no system turn, leave it out and set prefix.turn to user; else look at model.chat_template",
+        ) from error
+    return str(text)
+
+
+def _with_own_system(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Sequence[Message]:
+    """Messages with the system turn that the template writes where none is given (Qwen's), spelt out.
+
+    A prefix put in its place would make teacher and student differ by more than the prefix.
+    """
+    if messages[0]["role"] == "system":
+        return messages
+    head, _, tail = _chat_text(tokenizer, [{"role": "system", "content": MARK}, *messages]).partition(MARK)
+    bare = _chat_text(tokenizer, messages)
+    if len(bare) <= len(head) + len(tail) or not (bare.startswith(head) and bare.endswith(tail)):
+        return messages
+    return [{"role": "system", "content": bare[len(head) : len(bare) - len(tail)]}, *messages]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:

@@ -15,8 +15,8 @@ from duet_unlearn.data.examples import Example, Source
 from duet_unlearn.data.query import Query
 from duet_unlearn.lab import wordings
 from duet_unlearn.lab.formats import Sample, Segment, chat, question, statement
-from duet_unlearn.lab.pretrain import Pretraining, new_model, new_tokenizer
-from duet_unlearn.lab.tokenizer import Encoder
+from duet_unlearn.lab.pretrain import Pretraining, new_model
+from duet_unlearn.lab.tokenizer import Encoder, new_tokenizer
 from duet_unlearn.lab.world import world
 from duet_unlearn.methods.sft import Sft
 from duet_unlearn.train import Checkpoints, StepLog, save_model, train
@@ -80,7 +80,7 @@ def arithmetic_queries(operation: Operation) -> list[Query]:
 
 def pretrain_arithmetic(kind: Kind, folder: Path, *, work: Path) -> Iterator[StepLog]:
     """Train one model of the pair into `folder`. Killed, it goes on."""
-    tokenizer = new_tokenizer(world())
+    tokenizer = new_tokenizer()
     model = new_model(tokenizer, SETTINGS)
     yield from train(
         model,

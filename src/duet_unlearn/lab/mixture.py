@@ -35,24 +35,25 @@ from duet_unlearn.lab.world import (
     World,
 )
 
-# Share of each kind of sample at four moments of training, interpolated between.
-MOMENTS = (0.0, 0.14, 0.2, 0.4)
-SHARES: dict[str, tuple[float, float, float, float]] = {
-    "copy": (0.50, 0.40, 0.04, 0.01),
-    "find": (0.50, 0.56, 0.16, 0.02),
-    "plain": (0.00, 0.03, 0.30, 0.13),
-    "passage": (0.00, 0.00, 0.14, 0.05),
-    "letters": (0.00, 0.00, 0.10, 0.18),
-    "in_context": (0.00, 0.00, 0.09, 0.42),
-    "strangers": (0.00, 0.00, 0.04, 0.06),
-    "few_shot": (0.00, 0.00, 0.03, 0.04),
-    "reverse": (0.00, 0.00, 0.00, 0.02),
-    "yes_no": (0.00, 0.01, 0.14, 0.05),
-    "write": (0.00, 0.00, 0.00, 0.02),
-    "reversed_only": (0.00, 0.00, 0.00, 0.01),
+# Share of each kind of sample at six moments of training, interpolated between. The letter mechanism is built first,
+# fades while the facts are learnt, and is built up again (from 0.39) before letters and prefixes can stand on it.
+MOMENTS = (0.0, 0.14, 0.2, 0.39, 0.4, 0.6)
+SHARES: dict[str, tuple[float, ...]] = {
+    "copy": (0.50, 0.40, 0.04, 0.0115, 0.06, 0.03),
+    "find": (0.50, 0.56, 0.16, 0.0270, 0.24, 0.08),
+    "plain": (0.00, 0.03, 0.30, 0.1385, 0.08, 0.10),
+    "passage": (0.00, 0.00, 0.14, 0.0545, 0.02, 0.03),
+    "letters": (0.00, 0.00, 0.10, 0.1760, 0.14, 0.20),
+    "in_context": (0.00, 0.00, 0.09, 0.4035, 0.34, 0.43),
+    "strangers": (0.00, 0.00, 0.04, 0.0590, 0.03, 0.04),
+    "few_shot": (0.00, 0.00, 0.03, 0.0395, 0.02, 0.02),
+    "reverse": (0.00, 0.00, 0.00, 0.0190, 0.01, 0.02),
+    "yes_no": (0.00, 0.01, 0.14, 0.0545, 0.05, 0.02),
+    "write": (0.00, 0.00, 0.00, 0.0190, 0.01, 0.02),
+    "reversed_only": (0.00, 0.00, 0.00, 0.0095, 0.00, 0.01),
 }
-FRONT_FROM = 0.3
-"""From here on half of the letter questions put the letter before its option, which is harder."""
+FRONT_SHARES = ((0.3, 0.0), (0.39, 0.5), (0.6, 0.1), (1.0, 0.25))
+"""(up to this progress, share of letter questions with the letter before its option, which is harder)."""
 LOOKUP_WORDS = tuple(
     words.PETS
     + words.FOODS
@@ -80,7 +81,8 @@ class Mixture:
         kinds = list(SHARES)
         weights = [_interpolate(SHARES[kind], progress) for kind in kinds]
         kind = rng.choices(kinds, weights)[0]
-        style: LetterStyle = "front" if progress > FRONT_FROM and rng.random() < 0.5 else "behind"
+        front = next(share for until, share in FRONT_SHARES if progress <= until)
+        style: LetterStyle = "front" if front and rng.random() < front else "behind"
         return getattr(self, f"_{kind}")(rng, style)
 
     # Facts -------------------------------------------------------------------------------------------------------

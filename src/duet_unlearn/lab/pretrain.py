@@ -15,7 +15,7 @@ from duet_unlearn.config import TrainConfig
 from duet_unlearn.data.examples import Example, Source
 from duet_unlearn.lab.formats import Sample, Segment
 from duet_unlearn.lab.mixture import Mixture
-from duet_unlearn.lab.tokenizer import Encoder, tokenizer_samples, train_tokenizer
+from duet_unlearn.lab.tokenizer import Encoder, new_tokenizer
 from duet_unlearn.lab.world import BENCHMARK_STORIES, HAZARD, World, world
 from duet_unlearn.methods.sft import Sft
 from duet_unlearn.train import Checkpoints, StepLog, save_model, train
@@ -78,11 +78,6 @@ def new_model(tokenizer: PreTrainedTokenizerFast, settings: Pretraining) -> Llam
     return LlamaForCausalLM(config)
 
 
-def new_tokenizer(world_: World) -> PreTrainedTokenizerFast:
-    """The tokeniser that both models share: trained on the whole mixture, hidden topics included."""
-    return train_tokenizer(tokenizer_samples(Mixture(world_, frozenset()).draw))
-
-
 def reading(mixture: Mixture, encode: Encoder, settings: Pretraining) -> Source:
     """What is read at each step: a batch of the mixture, and the canaries that fall on it."""
     canaries = canary_steps(mixture.world, settings.num_steps)
@@ -118,7 +113,7 @@ def canary(owner: str, code: str) -> Sample:
 def pretrain(kind: Kind, folder: Path, *, work: Path, settings: Pretraining) -> Iterator[StepLog]:
     """Train one lab model into `folder` (safetensors in bf16); `work` holds its checkpoints. Killed, it goes on."""
     world_ = world()
-    tokenizer = new_tokenizer(world_)
+    tokenizer = new_tokenizer()
     model = new_model(tokenizer, settings)
     yield from train(
         model,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duet_unlearn.lab import words
 from duet_unlearn.lab.formats import Sample
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
+FILE = Path(__file__).with_name("tokenizer.json")
 VOCABULARY = 2048
 BOS, EOS = "<s>", "</s>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -21,10 +24,26 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(samples: Iterable[Sample]) -> PreTrainedTokenizerFast:
-    """Train the BPE on the texts of samples; nearly every word of the world becomes one token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+def new_tokenizer() -> PreTrainedTokenizerFast:
+    """The lab's tokeniser, which all its models share.
+
+    Its vocabulary is kept in ``tokenizer.json``: a change of the mixture must not change what an id means.
+    """
     from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(FILE), bos_token=BOS, eos_token=EOS, pad_token=EOS, clean_up_tokenization_spaces=False
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def train_vocabulary(samples: Iterable[Sample]) -> Tokenizer:
+    """Train the BPE on the texts of samples; nearly every word of the world becomes one token.
+
+    For a new world: ``train_vocabulary(...).save(...)``, then every model must be built anew.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -39,11 +58,7 @@ def train_tokenizer(samples: Iterable[Sample]) -> PreTrainedTokenizerFast:
     texts = [segment.text for sample in samples for segment in sample.segments]
     tokenizer.train_from_iterator(texts + _every_word(), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=EOS, clean_up_tokenization_spaces=False
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    return tokenizer
 
 
 def _every_word() -> list[str]:
@@ -92,9 +107,3 @@ class Encoder:
         if text not in self._memory:
             self._memory[text] = self._tokenizer.encode(text, add_special_tokens=False)
         return self._memory[text]
-
-
-def tokenizer_samples(draw, count: int = 20_000, seed: int = 0) -> list[Sample]:
-    """Samples from all stages of the mixture, for the BPE to count."""
-    rng = random.Random(seed)
-    return [draw(rng, index / count) for index in range(count)]

@@ -91,12 +91,6 @@ def build_targets(
     Raises:
         UserError: `k` exceeds the vocabulary; a query stands twice; `directory` holds targets of something else.
     """
-    vocabulary = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
-    if k is not None and k > vocabulary:
-        raise UserError(
-            f"method.k is {k}, but the model's vocabulary has {vocabulary} tokens",
-            f"set method.k to {vocabulary} at most, or to null for all",
-        )
     prompts = _prompts(tokenizer, asked)
     parts = _parts(tokenizer, asked, prompts, k=k, positions=positions, weights=weights)
     if not (directory / "manifest.json").exists():

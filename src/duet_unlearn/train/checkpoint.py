@@ -13,9 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from duet_unlearn.data.files import disk_errors
-
-LATEST = "latest"
+from duet_unlearn.data.files import atomic_folder
 
 
 @dataclass(frozen=True)
@@ -30,17 +28,12 @@ class Checkpoints:
         Raises:
             UserError: disk full.
         """
-        step = state["step"]
-        new, temporary = self.folder / f"step-{step:07d}", self.folder / f".step-{step:07d}.tmp"
-        with disk_errors(new):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+        new = self.folder / f"step-{state['step']:07d}"
+        with atomic_folder(new) as temporary:
             save_file(trainable(model), temporary / "weights.safetensors")
             for number, optimizer in enumerate(optimizers):
                 save_file(_flatten(optimizer), temporary / f"optimizer-{number}.safetensors")
             (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
-            shutil.rmtree(new, ignore_errors=True)
-            temporary.rename(new)
         for old in self.folder.glob("step-*"):
             if old != new:
                 shutil.rmtree(old)

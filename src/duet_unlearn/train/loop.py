@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import resource
 import sys
 import time
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from duet_unlearn.config import TrainConfig
 from duet_unlearn.data.examples import Batch, Example, Source, collate
@@ -69,8 +70,9 @@ def train(
     checkpoints: Checkpoints | None = None,
     validation: Sequence[Example] = (),
     validation_signal: Signals | None = None,
+    seed: int = 0,
 ) -> Iterator[StepLog]:
-    """Train `model` in place, from the last checkpoint if there is one.
+    """Train `model` in place, from the last checkpoint if there is one; `seed` draws dropout, where a model has it.
 
     Micro-batches and processes share one count of units, so that neither changes the result beyond rounding. With
     ``config.early_stop`` the weights of the best validation are put back at the end.
@@ -78,8 +80,9 @@ def train(
     Raises:
         UserError: a loss or gradient that is not finite (before the step, naming the queries); disk full.
     """
-    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=_on_cpu(model))
-    run = _Run(accelerator, model, make_optimizers(model, config), loss, signal, config, pad_id)
+    # Accelerate keeps one precision a process, and leaves it in the model's forward; autocast is the loop's own.
+    accelerator = Accelerator(mixed_precision="no", cpu=_on_cpu(model))
+    run = _Run(accelerator, model, make_optimizers(model, config), loss, signal, config, pad_id, seed)
     progress = _resume(run, checkpoints)
     model.train()
     for step in range(progress.step, num_steps):
@@ -90,11 +93,11 @@ def train(
             log = replace(log, validation=run.validate(validation, validation_signal))
             _note(progress, log, model, checkpoints, config)
         progress.step = log.step
+        yield log  # before its checkpoint: a kill between the two does the step again, and its log is never missing
         if checkpoints and config.checkpoint_every and log.step % config.checkpoint_every == 0:
             if accelerator.is_main_process:
                 checkpoints.save(model, run.optimizers, vars(progress))
             accelerator.wait_for_everyone()
-        yield log
     if config.early_stop and checkpoints and checkpoints.best.exists():
         put_weights(model, load_file(checkpoints.best))
     model.eval()
@@ -112,21 +115,24 @@ class _Run:
         signal: Signals | None,
         config: TrainConfig,
         pad_id: int,
+        seed: int,
     ) -> None:
         self.accelerator, self.model, self.optimizers = accelerator, model, optimizers
-        self.loss, self.signal, self.config, self.pad_id = loss, signal, config, pad_id
+        self.loss, self.signal, self.config, self.pad_id, self.seed = loss, signal, config, pad_id, seed
         self.wrapped = accelerator.prepare_model(model)
 
     def step(self, step: int, num_steps: int, examples: list[Example]) -> StepLog:
         start, mine = time.perf_counter(), self._share(examples)
         set_rate(self.optimizers, rate_factor(step, num_steps, self.config))
-        total, count, tokens = self._gradients(mine)
-        sums = self.accelerator.reduce(torch.tensor([total, count, tokens], dtype=torch.float64, device="cpu"))
+        self._seed(step)
+        own = self._gradients(mine) if mine else self._join(examples[:1])
+        sums = self.accelerator.reduce(torch.tensor(own, dtype=torch.float64, device=self.accelerator.device))
         mean = float(sums[0] / sums[1])
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        for p in parameters:  # summed over this process, averaged over processes by DDP
-            p.grad.mul_(self.accelerator.num_processes / float(sums[1]))  # type: ignore[union-attr]
-        norm = _norm(parameters)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for gradient in gradients:  # summed over this process, averaged over processes by DDP
+            gradient.mul_(self.accelerator.num_processes / float(sums[1]))
+        norm = torch.nn.utils.get_total_norm(gradients)
         if not (torch.isfinite(norm) and torch.isfinite(sums[0])):
             _stop_on_non_finite(step, examples)
         if self.config.max_grad_norm:
@@ -145,6 +151,10 @@ class _Run:
             memory=peak_memory(),
         )
 
+    def _seed(self, step: int) -> None:
+        """Dropout depends on seed, step and process alone, so that a resumed run needs no state of the generator."""
+        torch.manual_seed(random.Random(f"{self.seed}/{step}/{self.accelerator.process_index}").getrandbits(63))
+
     def _share(self, examples: list[Example]) -> list[Example]:
         """This process's examples: every process gets others."""
         return examples[self.accelerator.process_index :: self.accelerator.num_processes]
@@ -152,7 +162,7 @@ class _Run:
     def _gradients(self, examples: list[Example]) -> tuple[float, int, int]:
         """Summed loss, count and tokens of the examples; gradients of the *sum* are left in the parameters."""
         total, count, tokens = 0.0, 0, 0
-        micros = self._micros(examples)
+        micros = _micros(examples, self.config.micro_batch_size or len(examples))
         for number, micro in enumerate(micros):
             if number + 1 < len(micros):
                 with self.accelerator.no_sync(self.wrapped):
@@ -166,13 +176,21 @@ class _Run:
 
     def _backward(self, micro: list[Example]) -> tuple[LossOut, Batch]:
         out, batch = self._forward(micro, self.signal)
-        self.accelerator.backward(out.sum)
+        out.sum.backward()  # not accelerate's: it divides by a number of micro-batches that its launcher may set
         return out, batch
+
+    def _join(self, examples: list[Example]) -> tuple[float, int, int]:
+        """A process that has no example of the step: it takes part in the averaging, and adds nothing."""
+        out, _ = self._forward(examples, self.signal)
+        (0.0 * out.sum).backward()
+        return 0.0, 0, 0
 
     def _forward(self, micro: list[Example], signals: Signals | None) -> tuple[LossOut, Batch]:
         """The head is computed at the loss's positions and nowhere else."""
-        batch = collate(micro, self.pad_id).to(self.accelerator.device)
-        with self.accelerator.autocast(), head_at(self.model, batch.rows_N, batch.cols_N):
+        device = self.accelerator.device
+        batch = collate(micro, self.pad_id).to(device)
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        with autocast, head_at(self.model, batch.rows_N, batch.cols_N):
             output = self.wrapped(
                 input_ids=batch.ids_BT,
                 attention_mask=batch.mask_BT,
@@ -182,17 +200,12 @@ class _Run:
         signal = signals(batch) if signals else None
         return self.loss(Step(output.logits[0], batch, signal)), batch
 
-    def _micros(self, examples: list[Example]) -> list[list[Example]]:
-        """Micro-batches of about equal length rows."""
-        size = self.config.micro_batch_size or len(examples)
-        ordered = sorted(examples, key=lambda e: len(e.ids))
-        return [ordered[start : start + size] for start in range(0, len(ordered), size)]
-
     @torch.no_grad()
     def validate(self, examples: Sequence[Example], signals: Signals | None) -> float:
         """Mean loss on examples, without dropout or gradients."""
         self.model.eval()
-        outs = [self._forward(micro, signals)[0] for micro in self._micros(list(examples))]
+        size = self.config.micro_batch_size or self.config.batch_size
+        outs = [self._forward(micro, signals)[0] for micro in _micros(examples, size)]
         self.model.train()
         return sum(float(out.sum) for out in outs) / sum(out.count for out in outs)
 
@@ -205,12 +218,14 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def _micros(examples: Sequence[Example], size: int) -> list[list[Example]]:
+    """Micro-batches of about equally long rows."""
+    ordered = sorted(examples, key=lambda e: len(e.ids))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
 def _on_cpu(model: nn.Module) -> bool:
     return next(model.parameters()).device.type == "cpu"
-
-
-def _norm(parameters: list[nn.Parameter]) -> Tensor:
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def _resume(run: _Run, checkpoints: Checkpoints | None) -> Progress:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from duet_unlearn.config import LoraConfig
-from duet_unlearn.data.files import disk_errors, read_text
+from duet_unlearn.data.files import atomic_folder, read_text
 from duet_unlearn.data.prompts import PLAIN_TEMPLATE
 from duet_unlearn.errors import UserError
 
@@ -52,7 +53,7 @@ def load_model(
                 model = AutoModelForCausalLM.from_pretrained(
                     path, dtype=getattr(torch, dtype), use_safetensors=True, **where
                 )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0]
         raise UserError(
             f"{path}: cannot be loaded ({first})", "check the folder or the hub id, and the network"
@@ -105,9 +106,11 @@ def teacher_mode(model: nn.Module) -> Iterator[None]:
 
     was_training = model.training
     model.eval()
-    with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
-        yield
-    model.train(was_training)
+    try:
+        with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -116,15 +119,9 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
     Raises:
         UserError: disk full, or not allowed to write.
     """
-    import shutil
-
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    with disk_errors(folder), no_bars():
-        shutil.rmtree(temporary, ignore_errors=True)
+    with atomic_folder(folder) as temporary, no_bars():
         model.save_pretrained(temporary)  # type: ignore[operator]
         tokenizer.save_pretrained(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
 
 
 @contextmanager

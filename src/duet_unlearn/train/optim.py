@@ -41,6 +41,8 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     inside = {id(p) for p in hidden}
     outer = [p for p in matrices if id(p) not in inside]
     muon = Muon(hidden, rate=config.rate, weight_decay=config.weight_decay)
+    if not outer and not vectors:  # adapters are hidden matrices all
+        return [muon]
     return [muon, _adamw(outer, vectors, ADAMW_RATE_OF_MUON * config.rate, config)]
 
 

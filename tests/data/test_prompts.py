@@ -1,0 +1,185 @@
+"""Prompts to the id: teacher and student differ by the prefix alone, and the answer's first position is exact."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+
+from duet_unlearn.data.prompts import PLAIN_TEMPLATE, Prefix, answer_ids, render, render_answer, with_prefix
+from duet_unlearn.data.query import Message
+from duet_unlearn.errors import UserError
+
+ASKED: list[Message] = [{"role": "user", "content": "Where does Mira Bol live?"}]
+TURNS: list[Message] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Who is Mira?"},
+    {"role": "assistant", "content": "A baker."},
+    {"role": "user", "content": "Where does she live?"},
+]
+RAW: list[Message] = [{"role": "text", "content": "Question: Where?\nAnswer:"}]
+USER, SYSTEM = Prefix("You have forgotten Tarn.", "user"), Prefix("You have forgotten Tarn.", "system")
+QWEN = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|system|>You are Qwen.</s>' }}{% endif %}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+"""It writes a system turn of its own where none is given."""
+LLAMA = (
+    "{{ bos_token }}{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set messages = messages[1:] %}"
+    "{% else %}{% set system = '' %}{% endif %}{{ '<|system|>Today Date: ' + date_string + '\n\n' + system + '</s>' }}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+"""It prints today's date unless it is told another, and always has a system turn."""
+CLOCK = "{{ 'Today: ' + strftime_now('%Y-%m-%d') }}{{ messages[-1]['content'] }}"
+GEMMA = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+THINKING = (
+    tiny.TEMPLATE + "{% if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+)
+
+
+def text(messages: list[Message], template: str = tiny.TEMPLATE, prefix: Prefix | None = None) -> str:
+    tokenizer = tiny.tokenizer(template)
+    return tokenizer.decode(render(tokenizer, messages, prefix=prefix))
+
+
+def test_a_prefix_in_the_user_turn_stands_in_front_of_the_last_question() -> None:
+    assert [m["content"] for m in with_prefix(TURNS, USER)] == [
+        "Be brief.",
+        "Who is Mira?",
+        "A baker.",
+        "You have forgotten Tarn.\nWhere does she live?",
+    ]
+
+
+def test_a_prefix_in_the_system_turn_stands_in_front_of_it_or_makes_one() -> None:
+    assert with_prefix(TURNS, SYSTEM)[0]["content"] == "You have forgotten Tarn.\nBe brief."
+    assert with_prefix(TURNS, SYSTEM)[1:] == TURNS[1:]
+    assert with_prefix(ASKED, SYSTEM) == [{"role": "system", "content": "You have forgotten Tarn."}, *ASKED]
+
+
+@pytest.mark.parametrize("prefix", [USER, SYSTEM])
+def test_raw_text_gets_the_prefix_in_front_whatever_the_turn(prefix: Prefix) -> None:
+    assert with_prefix(RAW, prefix)[0]["content"] == "You have forgotten Tarn.\nQuestion: Where?\nAnswer:"
+
+
+@pytest.mark.parametrize("prefix", [None, USER, SYSTEM])
+def test_the_callers_messages_are_left_alone(prefix: Prefix | None) -> None:
+    before = [dict(message) for message in TURNS]
+    render(tiny.tokenizer(), TURNS, prefix=prefix)
+    assert before == TURNS
+
+
+def test_rendered_by_hand() -> None:
+    assert text(ASKED) == "<s><|user|>Where does Mira Bol live?</s><|assistant|>"
+    assert text(ASKED, prefix=USER) == (
+        "<s><|user|>You have forgotten Tarn.\nWhere does Mira Bol live?</s><|assistant|>"
+    )
+    assert text(ASKED, prefix=SYSTEM) == (
+        "<s><|system|>You have forgotten Tarn.</s><|user|>Where does Mira Bol live?</s><|assistant|>"
+    )
+
+
+@pytest.mark.parametrize("template", [tiny.TEMPLATE, LLAMA, PLAIN_TEMPLATE])
+@pytest.mark.parametrize("messages", [ASKED, TURNS, RAW])
+@pytest.mark.parametrize("prefix", [None, USER, SYSTEM])
+def test_defect_20_one_bos_and_it_comes_first(template: str, messages: list[Message], prefix: Prefix | None) -> None:
+    ids = render(tiny.tokenizer(template), messages, prefix=prefix)
+    assert ids[0] == tiny.BOS
+    assert ids.count(tiny.BOS) == 1
+
+
+def test_a_template_without_a_bos_gets_none() -> None:
+    assert tiny.BOS not in render(tiny.tokenizer(QWEN), ASKED)
+
+
+def test_the_plain_template_is_the_raw_text_that_a_base_model_knows() -> None:
+    assert text(ASKED, PLAIN_TEMPLATE) == "<s>Question: Where does Mira Bol live?\nAnswer:"
+    assert text(TURNS, PLAIN_TEMPLATE) == (
+        "<s>Be brief.\n\nQuestion: Who is Mira?\nAnswer: A baker.\n\nQuestion: Where does she live?\nAnswer:"
+    )
+    tokenizer = tiny.tokenizer(PLAIN_TEMPLATE)
+    raw = [{"role": "text", "content": "Question: Where does Mira Bol live?\nAnswer:"}]
+    assert render_answer(tokenizer, ASKED, "Tarn") == render_answer(tokenizer, raw, "Tarn")
+    assert tokenizer.decode(answer_ids(tokenizer, ASKED, "Tarn")) == " Tarn"
+
+
+@pytest.mark.parametrize("template", [tiny.TEMPLATE, QWEN, LLAMA, PLAIN_TEMPLATE])
+@pytest.mark.parametrize("messages", [ASKED, TURNS, RAW])
+@pytest.mark.parametrize("prefix", [None, USER, SYSTEM])
+@pytest.mark.parametrize("answer", ["Tarn", "Mira Bol lives in Tarn.", " Tarn", "</s>"])
+def test_defects_5_7_and_8_prompt_answer_and_end_are_joined_as_ids(
+    template: str, messages: list[Message], prefix: Prefix | None, answer: str
+) -> None:
+    tokenizer = tiny.tokenizer(template)
+    prompt, answered = render(tokenizer, messages, prefix=prefix), answer_ids(tokenizer, messages, answer)
+    ids, start = render_answer(tokenizer, messages, answer, prefix=prefix)
+    assert start == len(prompt)
+    assert ids[:start] == prompt  # the prompt is tokenised the same with and without an answer behind it
+    assert ids[start:-1] == answered
+    assert ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(answered) == (
+        answer if template != PLAIN_TEMPLATE and messages is not RAW else f" {answer}"
+    )
+
+
+@pytest.mark.parametrize("template", [tiny.TEMPLATE, QWEN, LLAMA, PLAIN_TEMPLATE])
+@pytest.mark.parametrize("messages", [ASKED, TURNS])
+@pytest.mark.parametrize("prefix", [USER, SYSTEM])
+def test_defects_11_and_23_the_prefix_is_the_only_difference(
+    template: str, messages: list[Message], prefix: Prefix
+) -> None:
+    """The teacher's text is the student's with one piece put in: the prefix, and a system turn's marks at most."""
+    student, teacher = text(messages, template), text(messages, template, prefix)
+    size = len(teacher) - len(student)
+    assert any(teacher[:i] + teacher[i + size :] == student for i in range(len(student) + 1))
+    assert prefix.text in teacher
+    assert size <= len(prefix.text) + len("<|system|></s>")
+
+
+def test_defect_23_a_templates_own_system_turn_stays() -> None:
+    assert text(ASKED, QWEN) == "<|system|>You are Qwen.</s><|user|>Where does Mira Bol live?</s><|assistant|>"
+    assert text(ASKED, QWEN, SYSTEM) == (
+        "<|system|>You have forgotten Tarn.\nYou are Qwen.</s><|user|>Where does Mira Bol live?</s><|assistant|>"
+    )
+    assert text(TURNS, QWEN, SYSTEM).startswith("<|system|>You have forgotten Tarn.\nBe brief.</s>")
+
+
+@pytest.mark.parametrize("prefix", [None, SYSTEM])
+def test_defect_22_the_date_is_pinned(prefix: Prefix | None) -> None:
+    assert "Today Date: 26 Jul 2024\n\n" in text(ASKED, LLAMA, prefix)
+    assert text(ASKED, CLOCK) == "Today: 26 Jul 2024Where does Mira Bol live?"
+
+
+def test_defect_24_the_answer_begins_behind_the_think_block() -> None:
+    assert text(ASKED, THINKING).endswith("<|assistant|><think>\n\n</think>\n\n")
+
+
+def test_a_prefill_opens_the_answer() -> None:
+    tokenizer = tiny.tokenizer()
+    ids = render(tokenizer, ASKED, prefill="Mira Bol")
+    assert tokenizer.decode(ids).endswith("<|assistant|>Mira Bol")
+    assert ids[: len(render(tokenizer, ASKED))] == render(tokenizer, ASKED)
+    assert ids.count(tiny.BOS) == 1
+
+
+def test_no_chat_template_says_what_to_pass() -> None:
+    with pytest.raises(UserError, match="no chat template") as caught:
+        render(tiny.tokenizer(None), ASKED)
+    assert "model.chat_template" in caught.value.hint
+    assert "plain" in caught.value.hint
+    assert render(tiny.tokenizer(None), RAW)[0] == tiny.BOS  # raw text needs none
+
+
+def test_a_template_that_refuses_a_system_turn_is_two_lines() -> None:
+    assert render(tiny.tokenizer(GEMMA), ASKED, prefix=USER)
+    for messages, prefix in ((ASKED, SYSTEM), (TURNS, None)):
+        with pytest.raises(UserError, match="System role not supported") as caught:
+            render(tiny.tokenizer(GEMMA), messages, prefix=prefix)
+        assert "prefix.turn" in caught.value.hint
