@@ -15,9 +15,11 @@ import json
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -26,7 +28,6 @@ import torch
 from contenders import machine
 from contenders.clock import Clock, Marks, watch
 from contenders.floor import body_flops, head_flops
-from contenders.ours import shape
 from contenders.setting import Setting, asked, build_tokenizer, llama_config, tiny
 from contenders.table import table
 from torch import nn
@@ -187,18 +188,21 @@ def run(setting: Setting, mode: Mode, targets: Targets, best: Result) -> Result:
     model = fresh_model(replace(setting, dtype=mode.dtype))
     counted = machine.parameters(model)
     student = add_lora(model, LoraConfig(), seed=setting.seed) if mode.lora else model  # type: ignore[arg-type]
-    logs = list(steps(setting, mode, student, targets, WARM_UP + TIMED))
-    peak, timed = peak_memory(), logs[WARM_UP:]
+    logs, ends = [], []
+    for log in steps(setting, mode, student, targets, WARM_UP + TIMED):
+        logs.append(log)
+        ends.append(time.perf_counter())  # the loop reads the gradient's norm: the device is done
+    peak = peak_memory()
     marks = Marks()
     with watch(student, marks):
         list(steps(setting, mode, student, targets, WATCHED))
-    seconds, tokens = sum(log.seconds for log in timed), sum(log.tokens for log in timed)
+    each = [end - start for start, end in pairwise(ends[WARM_UP - 1 :])]
+    seconds, tokens = sum(each), sum(log.tokens for log in logs[WARM_UP:])
     trained = machine.parameters(student)["trained"]
     flops = step_flops(setting, counted["body"], trained, tokens / TIMED, mode)
     return {
         "tokens_per_second": tokens / seconds,
-        "padded_tokens_per_second": shape(setting, targets)["student_tokens"] * TIMED / seconds,
-        "seconds_per_step": median(log.seconds for log in timed),
+        "seconds_per_step": median(each),
         "peak_bytes": peak,
         "trained_parameters": trained,
         "flops_per_step": flops,

@@ -43,7 +43,8 @@ def main() -> None:
         setting = replace(setting, queries=args.queries)
     folder = Path(tempfile.gettempdir()) if args.tiny else HERE / "results"
     out = args.out or folder / f"step-{args.device}.json"
-    result = race(setting, rounds=args.rounds or (1 if args.tiny else 3), watched=args.watched, out=out)
+    names = tuple(name for name in CONTENDERS if name == "ours" or name not in args.without)
+    result = race(setting, names, rounds=args.rounds or (1 if args.tiny else 3), watched=args.watched, out=out)
     print(render(result))
     say(f"written to {out}")
 
@@ -55,21 +56,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="how often each contender runs (default: 3; tiny: 1)")
     parser.add_argument("--queries", type=int, help="queries of the epoch: a multiple of the batch")
     parser.add_argument("--watched", type=int, default=4, help="extra steps whose phases are measured (at least 2)")
+    parser.add_argument("--without", nargs="+", choices=CONTENDERS[1:], default=[], help="leave these out")
     parser.add_argument("--out", type=Path, help="JSON file (default: in results/; with --tiny, a temporary one)")
     parser.add_argument("--render", action="store_true", help="put the stored results into README.md")
     return parser.parse_args(argv)
 
 
-def race(setting: Setting, *, rounds: int, watched: int, out: Path) -> Result:
+def race(setting: Setting, names: tuple[str, ...], *, rounds: int, watched: int, out: Path) -> Result:
     """Every contender `rounds` times, the order turned each round; the file is rewritten after each round."""
     with tempfile.TemporaryDirectory(prefix="duet-step-") as folder:
         write_setting(setting, Path(folder))
         prepared = child("prepare", Path(folder), device=setting.device, watched=0)
-        runs: dict[str, list[Result]] = {name: [] for name in CONTENDERS}
+        runs: dict[str, list[Result]] = {name: [] for name in names}
         result: Result = {}
         for number in range(rounds):
             last = number + 1 == rounds
-            for name in order(number):
+            for name in order(names, number):
                 measured = child(name, Path(folder), device=setting.device, watched=watched if last else 0)
                 runs[name].append(measured)
                 say(f"round {number + 1} of {rounds}: {name}: an epoch in {measured['seconds']['epoch']:.1f} s")
@@ -78,9 +80,9 @@ def race(setting: Setting, *, rounds: int, watched: int, out: Path) -> Result:
     return result
 
 
-def order(number: int) -> tuple[str, ...]:
+def order(names: tuple[str, ...], number: int) -> tuple[str, ...]:
     """The contenders of a round: there, and back again, so that none always comes first."""
-    return CONTENDERS if number % 2 == 0 else CONTENDERS[::-1]
+    return names if number % 2 == 0 else names[::-1]
 
 
 def child(name: str, folder: Path, *, device: str, watched: int) -> Result:
@@ -122,9 +124,9 @@ def summarise(setting: Setting, prepared: Result, runs: dict[str, list[Result]])
         **{key: prepared[key] for key in ("machine", "versions", "parameters")},
         "setting": asdict(setting),
         "rounds": len(runs["ours"]),
-        "parity": prepared["parity"] | {"epoch_loss_difference": loss_difference(last, runs["two_model"][-1])},
+        "parity": prepared["parity"] | loss_difference(last, runs),
         "contenders": {name: contender(every) for name, every in runs.items()},
-        "ratios": {name: ratios(runs[name], runs["ours"]) for name in CONTENDERS[1:]},
+        "ratios": {name: ratios(runs[name], runs["ours"]) for name in runs if name != "ours"},
         "shape": shape,
         "phases": phases,
         "flops": flops,
@@ -168,10 +170,12 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": median(values), "low": min(values), "high": max(values)}
 
 
-def loss_difference(ours: Result, other: Result) -> float:
-    """The largest relative difference of the losses of an epoch's steps."""
-    pairs = zip(ours["losses"], other["losses"], strict=True)
-    return max(abs(a - b) / abs(b) for a, b in pairs)
+def loss_difference(ours: Result, runs: dict[str, list[Result]]) -> dict[str, float]:
+    """The largest relative difference between the losses of an epoch's steps, if the two models ran."""
+    if "two_model" not in runs:
+        return {}
+    pairs = zip(ours["losses"], runs["two_model"][-1]["losses"], strict=True)
+    return {"epoch_loss_difference": max(abs(a - b) / abs(b) for a, b in pairs)}
 
 
 def store(path: Path, result: Result) -> None:

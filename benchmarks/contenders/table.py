@@ -36,7 +36,7 @@ def headline(result: Result) -> str:
             f" {result['memory_floor_bytes'] / 1e6:,.0f} MB",
             f"same race: loss of step 1 {parity['loss_ours']:.6f} (ours), {parity['loss_two_model']:.6f} (two models);"
             f" change of the weights differs by {100 * parity['change_difference']:.2g} %;"
-            f" losses of the epoch by {100 * parity['epoch_loss_difference']:.2g} %",
+            f" losses of the epoch by {100 * parity.get('epoch_loss_difference', float('nan')):.2g} %",
         ]
     )
 
@@ -96,7 +96,7 @@ def floor(result: Result) -> list[list[str]]:
 def operations(result: Result) -> list[list[str]]:
     """Matrix operations and the parts of a step of each contender."""
     rows = [["one step", "GFLOP, counted", "longest parts, ms"]]
-    for contender in LABELS:
+    for contender in result["contenders"]:
         longest = sorted(result["phases"][contender].items(), key=lambda item: -item[1])[:4]
         parts = ", ".join(f"{name} {1e3 * seconds:.0f}" for name, seconds in longest)
         rows.append([LABELS[contender], f"{result['flops'][contender] / 1e9:.1f}", parts])

@@ -155,6 +155,7 @@ def test_defect_23_a_templates_own_system_turn_stays() -> None:
 def test_defect_22_the_date_is_pinned(prefix: Prefix | None) -> None:
     assert "Today Date: 26 Jul 2024\n\n" in text(ASKED, LLAMA, prefix)
     assert text(ASKED, CLOCK) == "Today: 26 Jul 2024Where does Mira Bol live?"
+    assert text(ASKED, "{{ date_string | default('12 Dec 2012') }}") == "26 Jul 2024"
 
 
 def test_defect_24_the_answer_begins_behind_the_think_block() -> None:

@@ -77,7 +77,7 @@ def test_kl_on_retain_is_the_ablation_of_table_4() -> None:
 def test_k_over_the_vocabulary_is_two_lines_for_the_ablation_too() -> None:
     """Its cache holds whole rows, so that K is met by the loss alone."""
     student, teacher = random(1, seed=0), random(1, seed=1)
-    with pytest.raises(UserError, match="method.k is 13, but the model's vocabulary has 12 tokens"):
+    with pytest.raises(UserError, match=r"method\.k is 13, but the model's vocabulary has 12 tokens"):
         loss(Duet(k=13, retain_loss="kl"), student, batch("forget"), Dense(teacher))
 
 

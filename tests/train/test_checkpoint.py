@@ -159,10 +159,15 @@ def test_tied_weights_are_saved_once_and_stay_tied(tmp_path: Path) -> None:
         torch.manual_seed(seed)
         return LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=50, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-                tie_word_embeddings=True, pad_token_id=0,
+                vocab_size=50,
+                hidden_size=8,
+                intermediate_size=8,
+                num_hidden_layers=1,
+                num_attention_heads=1,
+                tie_word_embeddings=True,
+                pad_token_id=0,
             )
-        )  # fmt: skip
+        )
 
     model, other = tied(0), tied(1)
     Checkpoints(tmp_path).save(model, moved(model), {"step": 1})

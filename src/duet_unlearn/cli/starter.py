@@ -15,7 +15,7 @@ concept: {concept_yaml}
 
 model:
   path: {model_yaml}
-  dtype: {dtype}
+  dtype: float32 # weights in bfloat16 round most updates of 1e-5 away; with lora they are fine
   # chat_template: plain # for a model without a chat template of its own
   # lora: {{rank: 16}} # adapters only: less memory
 
@@ -36,6 +36,7 @@ train:
   epochs: {epochs}
   rate: {rate} # forgets too little: raise it, or add epochs; forgets other things: lower it
   batch_size: 16
+  precision: {precision}
   # micro_batch_size: 4 # less memory, the same result
 
 evaluate: # with "answer" and "value" in a line the right answers are counted too, not only refusals
@@ -102,7 +103,7 @@ def _recipe(model: str, *, concept: str, name: str) -> str:
         concept=" ".join(concept.split()),
         model_yaml=json.dumps(model, ensure_ascii=False),
         concept_yaml=json.dumps(concept, ensure_ascii=False),
-        dtype="float32" if small else "bfloat16",
+        precision="fp32" if small else "bf16",
         k=20 if small else 1000,
         epochs=20 if small else 10,
         rate="3.0e-4" if small else "1.0e-5",

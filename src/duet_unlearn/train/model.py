@@ -139,9 +139,15 @@ def no_bars() -> Iterator[None]:
 
 
 def _load_adapter(folder: Path, dtype: str) -> PreTrainedModel:
-    from peft import AutoPeftModelForCausalLM
+    """Base and adapter; PEFT alone would fall back to weights in pickle, of either."""
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoModelForCausalLM
 
-    return AutoPeftModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    if not (folder / "adapter_model.safetensors").exists():
+        raise UserError(f"{folder}: has no adapter_model.safetensors", "name a folder written by save_pretrained")
+    path = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
+    base = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True)
+    return cast("PreTrainedModel", PeftModel.from_pretrained(base, str(folder)))
 
 
 def _set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:
