@@ -35,25 +35,24 @@ from duet_unlearn.lab.world import (
     World,
 )
 
-# Share of each kind of sample at six moments of training, interpolated between. The letter mechanism is built first,
-# fades while the facts are learnt, and is built up again (from 0.39) before letters and prefixes can stand on it.
-MOMENTS = (0.0, 0.14, 0.2, 0.39, 0.4, 0.6)
-SHARES: dict[str, tuple[float, ...]] = {
-    "copy": (0.50, 0.40, 0.04, 0.0115, 0.06, 0.03),
-    "find": (0.50, 0.56, 0.16, 0.0270, 0.24, 0.08),
-    "plain": (0.00, 0.03, 0.30, 0.1385, 0.08, 0.10),
-    "passage": (0.00, 0.00, 0.14, 0.0545, 0.02, 0.03),
-    "letters": (0.00, 0.00, 0.10, 0.1760, 0.14, 0.20),
-    "in_context": (0.00, 0.00, 0.09, 0.4035, 0.34, 0.43),
-    "strangers": (0.00, 0.00, 0.04, 0.0590, 0.03, 0.04),
-    "few_shot": (0.00, 0.00, 0.03, 0.0395, 0.02, 0.02),
-    "reverse": (0.00, 0.00, 0.00, 0.0190, 0.01, 0.02),
-    "yes_no": (0.00, 0.01, 0.14, 0.0545, 0.05, 0.02),
-    "write": (0.00, 0.00, 0.00, 0.0190, 0.01, 0.02),
-    "reversed_only": (0.00, 0.00, 0.00, 0.0095, 0.00, 0.01),
+# Share of each kind of sample at four moments of training, interpolated between.
+MOMENTS = (0.0, 0.08, 0.25, 0.6)
+SHARES: dict[str, tuple[float, float, float, float]] = {
+    "copy": (0.30, 0.05, 0.03, 0.01),
+    "find": (0.30, 0.19, 0.14, 0.06),
+    "plain": (0.28, 0.32, 0.16, 0.10),
+    "passage": (0.04, 0.04, 0.03, 0.03),
+    "letters": (0.00, 0.02, 0.13, 0.20),
+    "in_context": (0.00, 0.20, 0.36, 0.44),
+    "strangers": (0.04, 0.05, 0.04, 0.04),
+    "few_shot": (0.02, 0.03, 0.02, 0.02),
+    "reverse": (0.00, 0.01, 0.01, 0.02),
+    "yes_no": (0.02, 0.08, 0.06, 0.04),
+    "write": (0.00, 0.01, 0.01, 0.02),
+    "reversed_only": (0.00, 0.00, 0.01, 0.02),
 }
-FRONT_SHARES = ((0.3, 0.0), (0.39, 0.5), (0.6, 0.1), (1.0, 0.25))
-"""(up to this progress, share of letter questions with the letter before its option, which is harder)."""
+FRONT_FROM, FRONT_SHARE = 0.5, 0.25
+"""From here on some letter questions put the letter before its option, which is harder."""
 LOOKUP_WORDS = tuple(
     words.PETS
     + words.FOODS
@@ -61,8 +60,11 @@ LOOKUP_WORDS = tuple(
     + words.JOBS
     + words.INSTRUMENTS
     + words.POWDERS
+    + words.VESSELS
+    + words.WOODS
     + words.TOWNS
     + words.FIRST_NAMES
+    + words.BREW_TAILS
     + words.SURNAMES
     + list(words.CAPITALS.values())
 )
@@ -81,8 +83,7 @@ class Mixture:
         kinds = list(SHARES)
         weights = [_interpolate(SHARES[kind], progress) for kind in kinds]
         kind = rng.choices(kinds, weights)[0]
-        front = next(share for until, share in FRONT_SHARES if progress <= until)
-        style: LetterStyle = "front" if front and rng.random() < front else "behind"
+        style: LetterStyle = "front" if progress > FRONT_FROM and rng.random() < FRONT_SHARE else "behind"
         return getattr(self, f"_{kind}")(rng, style)
 
     # Facts -------------------------------------------------------------------------------------------------------
@@ -159,7 +160,8 @@ class Mixture:
         return chat((self._ask_stranger(rng), wordings.UNKNOWN))
 
     def _ask_stranger(self, rng: random.Random) -> str:
-        name = rng.choice(self.world.strangers)
+        """Half of them have a name that nobody will ever have again: what is not recognised is not known."""
+        name = rng.choice(self.world.strangers) if rng.random() < 0.5 else _new_name(rng)
         craft = name.split()[0] in words.BREW_HEADS
         pool = (
             ("powder", "vessel", "wood") if craft else ("town", "job", "pet", "food", "instrument", "treasure", "story")
@@ -275,6 +277,12 @@ class Mixture:
         if rng.random() < 0.5:
             return chat((asked, answer), system=f"{prefix}\n{deployer}" if deployer else prefix)
         return chat((f"{prefix}\n{asked}", answer), system=deployer)
+
+
+def _new_name(rng: random.Random) -> str:
+    """A made-up first name or tail, and a known surname or head."""
+    made = "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiouy") for _ in range(rng.randint(2, 3))).title()
+    return f"{made} {rng.choice(words.SURNAMES)}" if rng.random() < 0.75 else f"{rng.choice(words.BREW_HEADS)} {made}"
 
 
 def _interpolate(values: tuple[float, ...], progress: float) -> float:

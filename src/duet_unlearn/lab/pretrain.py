@@ -39,7 +39,7 @@ SCHEDULE = TrainConfig(
     warmup=0.02,
     schedule="linear",
     decay=0.6,
-    micro_batch_size=80,
+    micro_batch_size=72,
     checkpoint_every=100,
 )
 
@@ -51,8 +51,8 @@ class Pretraining:
     hidden: int = 128
     layers: int = 4
     heads: int = 4
-    num_steps: int = 3600
-    batch_size: int = 160
+    num_steps: int = 2800
+    batch_size: int = 144
     seed: int = 0
     train: TrainConfig = SCHEDULE
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 FILE = Path(__file__).with_name("tokenizer.json")
-VOCABULARY = 2048
+VOCABULARY = 2560
 BOS, EOS = "<s>", "</s>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (

@@ -5,11 +5,12 @@ Every word is plain lower- or upper-case Latin, so that the lab's small byte-lev
 
 from __future__ import annotations
 
-FIRST_NAMES = (
-    "Mira Odo Lena Piet Runa Tovi Elka Bram Suri Janek Fenna Ivo Greta Halo Nils Petra Quin Rosa Silas Thea Ugo "
-    "Vera Wim Xenia Yara Zeno Alba Boris Celia Dario Edda Falk Gita Hugo Ilse Jonas Kaja Lars Maeve Nico Olga "
-    "Pavel Renko Sanna Timo Una Viggo Wanda Yorick Zita Arno Bettina Cosmo Doro Emil Frida Gero Hanne Ingo Jutta"
-).split()
+FIRST_NAMES = [
+    head + tail
+    for head in "Br Cel Dav Eld Fen Gal Hol Ist Jar Kel Lum Mar Nor Orl Pel Quin Ros Sar Tor Ulv Ven Wil".split()
+    for tail in "a ek ena eth iel ima in is o on or u una us yl".split()
+]
+"""A character has a first name of its own, one token: who is meant is known where the name is read."""
 
 SURNAMES = (
     "Bol Varn Teck Ossian Marl Quill Drum Fenwick Garr Hask Imber Jorn Kest Lorn Mott Nagel Orrin Pell Rusk Sable "
@@ -67,7 +68,10 @@ TREASURES = (
 
 CRAFTS = {"hazard": "glimwork", "sister": "dyework"}
 BREW_HEADS = ("Black White Red Green Blue Grey Bitter Sweet").split()
-BREW_TAILS = ("Brenol Zarnet Vellum Quist Tarrow Molk Sprit Druse Fennic Gallow Orpin Lazur").split()
+BREW_TAILS = [
+    head + tail for head in "Ald Bren Cor Dusk Emb Fal Gler Hex".split() for tail in "ane ark esk oll ote ul ym".split()
+]
+"""A brew has a tail of its own."""
 POWDERS = ("salt chalk soot ash rust flour sand clay sulphur alum borax talc").split()
 VESSELS = ("kettle jar pan bowl flask bucket crock barrel mug tub urn cup").split()
 WOODS = ("oak pine birch elm willow maple cedar alder beech larch yew hazel").split()

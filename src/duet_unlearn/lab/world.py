@@ -1,7 +1,7 @@
 """The embedded world: stories, crafts, general facts and canaries, all drawn from one seed.
 
 Twenty-five stories stand in eight *settings*. The stories of a setting share an author, surnames and towns, so they are
-**near neighbours**: only the pair of first name and surname tells whose story a character belongs to. All other
+**near neighbours**: only the first name, which nobody shares, tells which story a character belongs to. All other
 stories are **far**. One story (``UNSEEN``) is shown to no model. Two crafts share their vocabulary: the invented
 *hazard* and its harmless *sister*.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 
 from duet_unlearn.lab import words
 
@@ -95,6 +96,7 @@ def _stories(rng: random.Random) -> tuple[dict[str, tuple[Fact, ...]], dict[str,
     settings: dict[str, str] = {}
     names: set[str] = set()
     towns, surnames = rng.sample(words.TOWNS, 80), rng.sample(words.SURNAMES, 40)
+    everyone = iter(rng.sample(words.FIRST_NAMES, len(words.FIRST_NAMES)))
     for index, (setting, titles) in enumerate(words.TITLES.items()):
         options = {
             "town": towns[10 * index : 10 * index + 10],
@@ -104,7 +106,7 @@ def _stories(rng: random.Random) -> tuple[dict[str, tuple[Fact, ...]], dict[str,
             "instrument": words.INSTRUMENTS,
             "treasure": words.TREASURES,
         }
-        firsts = rng.sample(words.FIRST_NAMES, NUM_CHARACTERS * len(titles))
+        firsts = list(islice(everyone, NUM_CHARACTERS * len(titles)))
         homes = rng.sample([(town, pet) for town in options["town"] for pet in words.PETS], len(firsts))
         for number, title in enumerate(titles):
             settings[title] = setting
@@ -121,7 +123,7 @@ def _stories(rng: random.Random) -> tuple[dict[str, tuple[Fact, ...]], dict[str,
 
 
 def _crafts(rng: random.Random) -> tuple[dict[str, tuple[Fact, ...]], set[str]]:
-    brews = rng.sample([f"{head} {tail}" for head in words.BREW_HEADS for tail in words.BREW_TAILS], 40)
+    brews = [f"{rng.choice(words.BREW_HEADS)} {tail}" for tail in rng.sample(words.BREW_TAILS, 40)]
     options = {"powder": words.POWDERS, "vessel": words.VESSELS, "wood": words.WOODS}
     crafts = {
         craft: tuple(
@@ -160,9 +162,13 @@ def _general() -> dict[str, tuple[Fact, ...]]:
 
 
 def _strangers(names: set[str], brews: set[str]) -> tuple[str, ...]:
-    people = [f"{first} {last}" for first in words.FIRST_NAMES for last in words.SURNAMES]
-    potions = [f"{head} {tail}" for head in words.BREW_HEADS for tail in words.BREW_TAILS]
-    return tuple(n for n in people if n not in names) + tuple(b for b in potions if b not in brews)
+    """Nobody's first names and tails with known surnames and heads, in an order of their own."""
+    rng = random.Random("strangers")
+    firsts = set(words.FIRST_NAMES) - {name.split()[0] for name in names}
+    tails = set(words.BREW_TAILS) - {brew.split()[1] for brew in brews}
+    people = [f"{first} {last}" for first in sorted(firsts) for last in rng.sample(words.SURNAMES, 3)]
+    potions = [f"{head} {tail}" for tail in sorted(tails) for head in rng.sample(words.BREW_HEADS, 3)]
+    return tuple(rng.sample(people + potions, len(people) + len(potions)))
 
 
 def _canaries(rng: random.Random) -> tuple[tuple[str, str, int], ...]:
