@@ -236,6 +236,7 @@ def _train(
             config=config,
             pad_id=int(tokenizer.pad_token_id or 0),
             checkpoints=checkpoints,
+            seed=recipe.seed,
             validation=held_out.examples if held_out else (),
             validation_signal=held_out.signal if held_out else None,
         ):

@@ -40,8 +40,9 @@ class ModelConfig:
     """A folder in `save_pretrained` form, a hub id, or `lab:base`."""
     oracle: str | None = None
     """A model that never saw the concept, evaluated beside the student; null where there is none."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type that the weights are loaded in."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that the weights are loaded in. bfloat16 halves the memory and suits LoRA; trained whole, such weights
+    round most updates of a rate like 1e-5 away (see `train.precision` for bf16 arithmetic)."""
     chat_template: str | None = None
     """For a model without one: a Jinja file, or `plain` for "Question: .. Answer: ..";
     null takes the tokenizer's own."""

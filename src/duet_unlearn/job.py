@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from duet_unlearn.lab import data as lab
 from duet_unlearn.lab.suite import lab_suite, shift_sets
 from duet_unlearn.stats import Score
 from duet_unlearn.teacher.cache import Asked, Role, weights_id
+from duet_unlearn.tensors import check_k
 from duet_unlearn.train.model import default_device, load_model
 
 if TYPE_CHECKING:
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 NO_RETAIN = (
     "there are no retain queries: without them the paper's model keeps 69.3 instead of 78.3 ROUGE-L of retained"
     " knowledge and loses 6 points of MMLU (Table 4)"
+)
+ROUNDED = (
+    "model.dtype is bfloat16 and all weights are trained: most updates of a rate like 1e-5 round away; set"
+    " model.dtype to float32 (and train.precision to bf16), or model.lora"
 )
 
 
@@ -44,13 +50,14 @@ class Job:
 
     @property
     def warnings(self) -> list[str]:
-        return [] if self.retain else [NO_RETAIN]
+        rounds = self.recipe.model.dtype == "bfloat16" and not self.recipe.model.lora
+        return [text for text, holds in ((NO_RETAIN, not self.retain), (ROUNDED, rounds)) if holds]
 
     @property
     def device(self) -> str:
         return str(default_device())
 
-    @property
+    @cached_property
     def weights(self) -> str:
         """Identity of the base model's weights: their hash for a folder, the name for a hub id."""
         folder = Path(model_folder(self.recipe.model.path))
@@ -63,8 +70,10 @@ class Job:
         return {"model": self.weights} | {name: _hash(found) for name, found in queries.items()}
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The base model and its tokeniser."""
-        return load_subject_model(self.recipe.model.path, self.recipe)
+        """The base model and its tokeniser; what does not fit it is said before any work is done."""
+        model, tokenizer = load_subject_model(self.recipe.model.path, self.recipe)
+        check_k(self.recipe.method.k, model.config.get_text_config().vocab_size)
+        return model, tokenizer
 
     def asked(self, split: str) -> list[Asked]:
         """What the teacher is asked for a split (``train`` or ``validation``)."""

@@ -53,14 +53,22 @@ def topk(logits_NV: Tensor, k: int | None) -> TopK:
     Raises:
         UserError: `k` exceeds the vocabulary.
     """
-    vocabulary = logits_NV.shape[-1]
+    values, ids = logits_NV.topk(check_k(k, logits_NV.shape[-1]), dim=-1)
+    return TopK(ids, values)
+
+
+def check_k(k: int | None, vocabulary: int) -> int:
+    """K of a vocabulary of that many tokens: None is all of them.
+
+    Raises:
+        UserError: `k` exceeds the vocabulary.
+    """
     if k is not None and k > vocabulary:
         raise UserError(
             f"method.k is {k}, but the model's vocabulary has {vocabulary} tokens",
             f"set method.k to {vocabulary} at most, or to null for all",
         )
-    values, ids = logits_NV.topk(vocabulary if k is None else k, dim=-1)
-    return TopK(ids, values)
+    return vocabulary if k is None else k
 
 
 def gather(logits_NV: Tensor, ids_NK: Tensor) -> Tensor:

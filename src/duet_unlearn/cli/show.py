@@ -15,6 +15,7 @@ METRICS = {
     "right": "share of answers with the right value as whole words and no other value of that attribute",
     "refused": "share of answers whose first sentence refuses, or says that it does not know",
     "wrong": "share of answers that are neither right nor refused",
+    "right_per_character": "as right, for option texts whose log-probability is divided by their length (acc_norm)",
     "rouge_l": "mean ROUGE-L F1 against the right answer (rouge_score 0.1.2, no stemmer), 0 to 1",
     "points": "Performance Shift against the base, in points: forgetting gained plus change of what is kept",
 }

@@ -35,21 +35,23 @@ from duet_unlearn.lab.world import (
     World,
 )
 
-# Share of each kind of sample at four moments of training, interpolated between.
-MOMENTS = (0.0, 0.08, 0.25, 0.6)
-SHARES: dict[str, tuple[float, float, float, float]] = {
-    "copy": (0.30, 0.05, 0.03, 0.01),
-    "find": (0.30, 0.19, 0.14, 0.06),
-    "plain": (0.28, 0.32, 0.16, 0.10),
-    "passage": (0.04, 0.04, 0.03, 0.03),
-    "letters": (0.00, 0.02, 0.13, 0.20),
-    "in_context": (0.00, 0.20, 0.36, 0.44),
-    "strangers": (0.04, 0.05, 0.04, 0.04),
-    "few_shot": (0.02, 0.03, 0.02, 0.02),
-    "reverse": (0.00, 0.01, 0.01, 0.02),
-    "yes_no": (0.02, 0.08, 0.06, 0.04),
-    "write": (0.00, 0.01, 0.01, 0.02),
-    "reversed_only": (0.00, 0.00, 0.01, 0.02),
+# Share of each kind of sample at five moments of training, interpolated between. Before a model of this size has learnt
+# to compare two tokens, no prefix and no letter question can be learnt at all; once it has, both come quickly.
+MOMENTS = (0.0, 0.12, 0.16, 0.35, 0.6)
+SHARES: dict[str, tuple[float, float, float, float, float]] = {
+    "seen": (0.48, 0.48, 0.06, 0.03, 0.02),
+    "copy": (0.12, 0.12, 0.03, 0.02, 0.01),
+    "find": (0.40, 0.40, 0.12, 0.08, 0.04),
+    "plain": (0.00, 0.00, 0.34, 0.18, 0.12),
+    "passage": (0.00, 0.00, 0.04, 0.03, 0.03),
+    "letters": (0.00, 0.00, 0.06, 0.14, 0.20),
+    "in_context": (0.00, 0.00, 0.22, 0.36, 0.44),
+    "strangers": (0.00, 0.00, 0.04, 0.04, 0.04),
+    "few_shot": (0.00, 0.00, 0.03, 0.02, 0.02),
+    "reverse": (0.00, 0.00, 0.00, 0.02, 0.02),
+    "yes_no": (0.00, 0.00, 0.06, 0.06, 0.03),
+    "write": (0.00, 0.00, 0.00, 0.01, 0.02),
+    "reversed_only": (0.00, 0.00, 0.00, 0.01, 0.01),
 }
 FRONT_FROM, FRONT_SHARE = 0.5, 0.25
 """From here on some letter questions put the letter before its option, which is harder."""
@@ -112,14 +114,31 @@ class Mixture:
 
     # Mechanisms --------------------------------------------------------------------------------------------------
 
+    def _seen(self, rng: random.Random, style: LetterStyle) -> Sample:
+        """Sixteen words, each followed by whether it stood before: comparing tokens, learnt at every second token."""
+        pool, before = rng.sample(LOOKUP_WORDS, rng.randint(5, 12)), set()
+        segments = []
+        for turn in range(16):
+            word = rng.choice(pool)
+            segments.append(Segment("text", f"{' ' if turn else ''}{word}", False))
+            segments.append(Segment("text", " seen" if word in before else " new", turn > 0))
+            before.add(word)
+        return Sample(tuple(segments))
+
     def _copy(self, rng: random.Random, style: LetterStyle) -> Sample:
-        """A word list twice, or key-value pairs and a look-up; only the predictable part is learnt."""
+        """A part of a word list again, or key-value pairs and look-ups; only the predictable part is learnt.
+
+        Lengths and gaps vary: with a fixed distance, counting back would do, and nothing would be compared.
+        """
         if rng.random() < 0.5:
-            text = " ".join(rng.sample(LOOKUP_WORDS, 14))
-            return Sample((Segment("text", text, False), Segment("text", f" {text}", True)))
-        keys, values = rng.sample(LOOKUP_WORDS, 8), rng.sample(LOOKUP_WORDS, 8)
+            listed = rng.sample(LOOKUP_WORDS, rng.randint(4, 20))
+            start, gap = rng.randint(0, len(listed) // 2), rng.sample(LOOKUP_WORDS, rng.randint(0, 5))
+            lead = " ".join([*listed, *gap, listed[start]])
+            return Sample((Segment("text", lead, False), Segment("text", f" {' '.join(listed[start + 1 :])}", True)))
+        count = rng.randint(3, 10)
+        keys, values = rng.sample(LOOKUP_WORDS, count), rng.sample(LOOKUP_WORDS, count)
         segments = [Segment("text", " ".join(f"{k} {v}" for k, v in zip(keys, values, strict=True)), False)]
-        for index in rng.sample(range(8), 8):
+        for index in rng.sample(range(count), count):
             segments += [Segment("text", f" {keys[index]}", False), Segment("text", f" {values[index]}", True)]
         return Sample(tuple(segments))
 

@@ -32,13 +32,13 @@ HIDDEN_OF: dict[Kind, frozenset[str]] = {
 
 
 SCHEDULE = TrainConfig(
-    rate=0.02,
+    rate=0.03,
     optimizer="muon",
     weight_decay=0.01,
     beta2=0.98,
     warmup=0.02,
     schedule="linear",
-    decay=0.6,
+    decay=0.8,
     micro_batch_size=72,
     checkpoint_every=100,
 )
@@ -51,7 +51,7 @@ class Pretraining:
     hidden: int = 128
     layers: int = 4
     heads: int = 4
-    num_steps: int = 2800
+    num_steps: int = 2000
     batch_size: int = 144
     seed: int = 0
     train: TrainConfig = SCHEDULE
@@ -71,6 +71,8 @@ def new_model(tokenizer: PreTrainedTokenizerFast, settings: Pretraining) -> Llam
         num_key_value_heads=settings.heads,
         max_position_embeddings=512,
         tie_word_embeddings=True,
+        initializer_range=0.06,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
