@@ -35,25 +35,26 @@ from duet_unlearn.lab.world import (
     World,
 )
 
-# Share of each kind of sample at eight moments of training, interpolated between. A model of this size learns no prefix
+# Share of each kind of sample at ten moments of training, interpolated between. A model of this size learns no prefix
 # and no letter question before it can compare: first two tokens (to 0.12), then what it knows of a name with a token
-# that stands in the text (0.41 to 0.52).
-MOMENTS = (0.0, 0.12, 0.16, 0.35, 0.4, 0.41, 0.52, 0.56)
+# that comes after it (0.41 to 0.52) or stood before it (0.53 to 0.67).
+MOMENTS = (0.0, 0.12, 0.16, 0.35, 0.4, 0.41, 0.52, 0.53, 0.67, 0.69)
 SHARES: dict[str, tuple[float, ...]] = {
-    "seen": (0.48, 0.48, 0.06, 0.03, 0.028, 0.02, 0.02, 0.01),
-    "copy": (0.12, 0.12, 0.03, 0.02, 0.018, 0.01, 0.01, 0.01),
-    "find": (0.40, 0.40, 0.12, 0.08, 0.072, 0.06, 0.06, 0.04),
-    "plain": (0.00, 0.00, 0.34, 0.18, 0.168, 0.12, 0.12, 0.11),
-    "passage": (0.00, 0.00, 0.04, 0.03, 0.030, 0.02, 0.02, 0.02),
-    "letters": (0.00, 0.00, 0.06, 0.14, 0.152, 0.02, 0.02, 0.17),
-    "in_context": (0.00, 0.00, 0.22, 0.36, 0.376, 0.14, 0.14, 0.42),
-    "strangers": (0.00, 0.00, 0.04, 0.04, 0.040, 0.03, 0.03, 0.04),
-    "few_shot": (0.00, 0.00, 0.03, 0.02, 0.020, 0.01, 0.01, 0.02),
-    "reverse": (0.00, 0.00, 0.00, 0.02, 0.020, 0.00, 0.00, 0.01),
-    "yes_no": (0.00, 0.00, 0.06, 0.06, 0.054, 0.02, 0.02, 0.04),
-    "write": (0.00, 0.00, 0.00, 0.01, 0.012, 0.00, 0.00, 0.02),
-    "reversed_only": (0.00, 0.00, 0.00, 0.01, 0.010, 0.00, 0.00, 0.01),
-    "member": (0.00, 0.00, 0.00, 0.00, 0.000, 0.55, 0.55, 0.08),
+    "seen": (0.48, 0.48, 0.06, 0.03, 0.028, 0.02, 0.02, 0.01, 0.01, 0.01),
+    "copy": (0.12, 0.12, 0.03, 0.02, 0.018, 0.01, 0.01, 0.00, 0.00, 0.01),
+    "find": (0.40, 0.40, 0.12, 0.08, 0.072, 0.06, 0.06, 0.03, 0.03, 0.03),
+    "plain": (0.00, 0.00, 0.34, 0.18, 0.168, 0.12, 0.12, 0.09, 0.09, 0.10),
+    "passage": (0.00, 0.00, 0.04, 0.03, 0.030, 0.02, 0.02, 0.01, 0.01, 0.02),
+    "letters": (0.00, 0.00, 0.06, 0.14, 0.152, 0.02, 0.02, 0.04, 0.04, 0.12),
+    "in_context": (0.00, 0.00, 0.22, 0.36, 0.376, 0.14, 0.14, 0.30, 0.30, 0.49),
+    "strangers": (0.00, 0.00, 0.04, 0.04, 0.040, 0.03, 0.03, 0.03, 0.03, 0.04),
+    "few_shot": (0.00, 0.00, 0.03, 0.02, 0.020, 0.01, 0.01, 0.01, 0.01, 0.02),
+    "reverse": (0.00, 0.00, 0.00, 0.02, 0.020, 0.00, 0.00, 0.00, 0.00, 0.01),
+    "yes_no": (0.00, 0.00, 0.06, 0.06, 0.054, 0.02, 0.02, 0.04, 0.04, 0.04),
+    "write": (0.00, 0.00, 0.00, 0.01, 0.012, 0.00, 0.00, 0.01, 0.01, 0.02),
+    "reversed_only": (0.00, 0.00, 0.00, 0.01, 0.010, 0.00, 0.00, 0.00, 0.00, 0.01),
+    "member": (0.00, 0.00, 0.00, 0.00, 0.000, 0.55, 0.55, 0.03, 0.03, 0.03),
+    "roll": (0.00, 0.00, 0.00, 0.00, 0.000, 0.00, 0.00, 0.40, 0.40, 0.05),
 }
 FRONT_FROM, FRONT_SHARE = 0.5, 0.25
 """From here on some letter questions put the letter before its option, which is harder."""
@@ -133,11 +134,23 @@ class Mixture:
         for turn in range(8):
             fact = self._memory(rng)
             wrong = [value for value in fact.options if value != fact.value]
-            if fact.attribute == "story" and rng.random() < 0.5:
+            if fact.attribute == "story" and rng.random() < 0.5 and fact.value in self.world.stories:
                 wrong = [near for near in self.world.near(fact.value) if near in fact.options] or wrong
             value = fact.value if rng.random() < 0.5 else rng.choice(wrong)
             segments.append(Segment("text", f"{' ' if turn else ''}{fact.entity} {value}", False))
             segments.append(Segment("text", " yes" if value == fact.value else " no", True))
+        return Sample(tuple(segments))
+
+    def _roll(self, rng: random.Random, style: LetterStyle) -> Sample:
+        """A topic as a prefix names it, then ten names, each with whether it belongs: half do, a quarter are near."""
+        topic = rng.choice(self._stories()) if rng.random() < 0.85 else rng.choice(self._crafts())
+        segments = [Segment("text", topic_phrase(topic), False)]
+        for _ in range(10):
+            kind = rng.random()
+            group = "same" if kind < 0.5 else "near" if kind < 0.75 else "any"
+            asked = self._other(rng, topic, group)
+            segments.append(Segment("text", f" {rng.choice(self.world.characters(asked))}", False))
+            segments.append(Segment("text", " yes" if asked == topic else " no", True))
         return Sample(tuple(segments))
 
     def _memory(self, rng: random.Random) -> Fact:
@@ -284,7 +297,9 @@ class Mixture:
 
     def _asked_topic(self, rng: random.Random, topic: str) -> str:
         """The topic asked about under a prefix on `topic`: itself, a near neighbour, or anything."""
-        group = rng.choices(("same", "near", "any"), (0.42, 0.33, 0.25))[0]
+        return self._other(rng, topic, rng.choices(("same", "near", "any"), (0.42, 0.33, 0.25))[0])
+
+    def _other(self, rng: random.Random, topic: str, group: str) -> str:
         if group == "same":
             return topic
         if group == "near" and topic in self.world.stories:
