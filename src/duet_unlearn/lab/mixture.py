@@ -35,28 +35,29 @@ from duet_unlearn.lab.world import (
     World,
 )
 
-# Share of each kind of sample at ten moments of training, interpolated between. A model of this size learns no prefix
-# and no letter question before it can compare: first two tokens (to 0.12), then what it knows of a name with a token
-# that comes after it (0.41 to 0.52) or stood before it (0.53 to 0.67).
-MOMENTS = (0.0, 0.12, 0.16, 0.35, 0.4, 0.41, 0.52, 0.53, 0.67, 0.69)
+# Share of each kind of sample at nine moments of training, interpolated between. A model of this size learns no prefix
+# and no letter question before it can compare: two tokens (to 0.09); what it knows of a name with a topic that stood
+# before it (0.26 to 0.37); the same for whole questions under a prefix (0.38 to 0.62). LOG.md says what did not work.
+MOMENTS = (0.0, 0.09, 0.12, 0.25, 0.26, 0.37, 0.38, 0.62, 0.66)
 SHARES: dict[str, tuple[float, ...]] = {
-    "seen": (0.48, 0.48, 0.06, 0.03, 0.028, 0.02, 0.02, 0.01, 0.01, 0.01),
-    "copy": (0.12, 0.12, 0.03, 0.02, 0.018, 0.01, 0.01, 0.00, 0.00, 0.01),
-    "find": (0.40, 0.40, 0.12, 0.08, 0.072, 0.06, 0.06, 0.03, 0.03, 0.03),
-    "plain": (0.00, 0.00, 0.34, 0.18, 0.168, 0.12, 0.12, 0.09, 0.09, 0.10),
-    "passage": (0.00, 0.00, 0.04, 0.03, 0.030, 0.02, 0.02, 0.01, 0.01, 0.02),
-    "letters": (0.00, 0.00, 0.06, 0.14, 0.152, 0.02, 0.02, 0.04, 0.04, 0.12),
-    "in_context": (0.00, 0.00, 0.22, 0.36, 0.376, 0.14, 0.14, 0.30, 0.30, 0.49),
-    "strangers": (0.00, 0.00, 0.04, 0.04, 0.040, 0.03, 0.03, 0.03, 0.03, 0.04),
-    "few_shot": (0.00, 0.00, 0.03, 0.02, 0.020, 0.01, 0.01, 0.01, 0.01, 0.02),
-    "reverse": (0.00, 0.00, 0.00, 0.02, 0.020, 0.00, 0.00, 0.00, 0.00, 0.01),
-    "yes_no": (0.00, 0.00, 0.06, 0.06, 0.054, 0.02, 0.02, 0.04, 0.04, 0.04),
-    "write": (0.00, 0.00, 0.00, 0.01, 0.012, 0.00, 0.00, 0.01, 0.01, 0.02),
-    "reversed_only": (0.00, 0.00, 0.00, 0.01, 0.010, 0.00, 0.00, 0.00, 0.00, 0.01),
-    "member": (0.00, 0.00, 0.00, 0.00, 0.000, 0.55, 0.55, 0.03, 0.03, 0.03),
-    "roll": (0.00, 0.00, 0.00, 0.00, 0.000, 0.00, 0.00, 0.40, 0.40, 0.05),
+    "seen": (0.48, 0.48, 0.08, 0.08, 0.03, 0.03, 0.00, 0.00, 0.01),
+    "copy": (0.12, 0.12, 0.03, 0.03, 0.00, 0.00, 0.00, 0.00, 0.00),
+    "find": (0.40, 0.40, 0.16, 0.16, 0.06, 0.06, 0.04, 0.04, 0.05),
+    "plain": (0.00, 0.00, 0.42, 0.42, 0.20, 0.20, 0.13, 0.13, 0.12),
+    "passage": (0.00, 0.00, 0.05, 0.05, 0.03, 0.03, 0.02, 0.02, 0.02),
+    "member": (0.00, 0.00, 0.00, 0.00, 0.12, 0.12, 0.03, 0.03, 0.04),
+    "roll": (0.00, 0.00, 0.00, 0.00, 0.35, 0.35, 0.03, 0.03, 0.00),
+    "told": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.32, 0.32, 0.04),
+    "in_context": (0.00, 0.00, 0.12, 0.12, 0.14, 0.14, 0.36, 0.36, 0.38),
+    "letters": (0.00, 0.00, 0.03, 0.03, 0.01, 0.01, 0.01, 0.01, 0.18),
+    "strangers": (0.00, 0.00, 0.04, 0.04, 0.04, 0.04, 0.04, 0.04, 0.04),
+    "few_shot": (0.00, 0.00, 0.03, 0.03, 0.02, 0.02, 0.02, 0.02, 0.02),
+    "yes_no": (0.00, 0.00, 0.04, 0.04, 0.00, 0.00, 0.00, 0.00, 0.04),
+    "reverse": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.02),
+    "write": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.02),
+    "reversed_only": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.02),
 }
-FRONT_FROM, FRONT_SHARE = 0.5, 0.25
+FRONT_FROM, FRONT_SHARE = 0.8, 0.25
 """From here on some letter questions put the letter before its option, which is harder."""
 LOOKUP_WORDS = tuple(
     words.PETS
@@ -143,7 +144,7 @@ class Mixture:
 
     def _roll(self, rng: random.Random, style: LetterStyle) -> Sample:
         """A topic as a prefix names it, then ten names, each with whether it belongs: half do, a quarter are near."""
-        topic = rng.choice(self._stories()) if rng.random() < 0.85 else rng.choice(self._crafts())
+        topic = self._told_topic(rng)
         segments = [Segment("text", topic_phrase(topic), False)]
         for _ in range(10):
             kind = rng.random()
@@ -152,6 +153,20 @@ class Mixture:
             segments.append(Segment("text", f" {rng.choice(self.world.characters(asked))}", False))
             segments.append(Segment("text", " yes" if asked == topic else " no", True))
         return Sample(tuple(segments))
+
+    def _told(self, rng: random.Random, style: LetterStyle) -> Sample:
+        """A specific prefix, then seven questions, each with whether the prefix forbids it."""
+        topic = self._told_topic(rng)
+        text = rng.choice(wordings.SPECIFIC.all).format(x=topic_phrase(topic))
+        segments = [Segment("text", text, False)]
+        for _ in range(7):
+            asked = self._other(rng, topic, rng.choices(("same", "near", "any"), (0.5, 0.25, 0.25))[0])
+            segments.append(Segment("text", f" {self._ask(rng, self._fact(rng, asked))}", False))
+            segments.append(Segment("text", " yes" if asked == topic else " no", True))
+        return Sample(tuple(segments))
+
+    def _told_topic(self, rng: random.Random) -> str:
+        return rng.choice(self._stories()) if rng.random() < 0.88 else rng.choice(self._crafts())
 
     def _memory(self, rng: random.Random) -> Fact:
         """Something to remember of a name: mostly its story or craft."""
@@ -273,7 +288,9 @@ class Mixture:
 
     def _in_context(self, rng: random.Random, style: LetterStyle) -> Sample:
         kind = rng.choices(("specific", "reversed", "vague", "all", "irrelevant"), (0.62, 0.16, 0.06, 0.08, 0.08))[0]
-        topic = rng.choice(self._stories()) if rng.random() < 0.88 else rng.choice(self._crafts())
+        topic = self._told_topic(rng)
+        if kind == "specific" and rng.random() < 0.5:
+            return self._conversation(rng, topic, style)
         asked_topic = self._asked_topic(rng, topic)
         refuse = {
             "specific": asked_topic == topic,
@@ -294,6 +311,18 @@ class Mixture:
         if kind == "reversed":
             asked = f"{rng.choice(wordings.REVERSE.all)}\n{asked}"
         return self._place(rng, prefix, asked, answer, raw=kind == "specific" and rng.random() < 0.05)
+
+    def _conversation(self, rng: random.Random, topic: str, style: LetterStyle) -> Sample:
+        """Five questions under one specific prefix."""
+        prefix = rng.choice(wordings.SPECIFIC.all).format(x=topic_phrase(topic))
+        turns = []
+        for _ in range(5):
+            asked = self._asked_topic(rng, topic)
+            turns.append(self._prefixed_pair(rng, asked, asked == topic, style))
+        if rng.random() < 0.5:
+            return chat(*turns, system=prefix)
+        (first, answer), *rest = turns
+        return chat((f"{prefix}\n{first}", answer), *rest)
 
     def _asked_topic(self, rng: random.Random, topic: str) -> str:
         """The topic asked about under a prefix on `topic`: itself, a near neighbour, or anything."""

@@ -32,13 +32,13 @@ HIDDEN_OF: dict[Kind, frozenset[str]] = {
 
 
 SCHEDULE = TrainConfig(
-    rate=0.03,
+    rate=0.025,
     optimizer="muon",
     weight_decay=0.01,
     beta2=0.98,
     warmup=0.02,
     schedule="linear",
-    decay=0.8,
+    decay=0.45,
     micro_batch_size=72,
     checkpoint_every=100,
 )
@@ -51,7 +51,7 @@ class Pretraining:
     hidden: int = 128
     layers: int = 4
     heads: int = 4
-    num_steps: int = 2000
+    num_steps: int = 2400
     batch_size: int = 144
     seed: int = 0
     train: TrainConfig = SCHEDULE
