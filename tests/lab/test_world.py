@@ -4,6 +4,8 @@ import hashlib
 import json
 from dataclasses import asdict
 
+from duet_unlearn.evals.score import value_match
+from duet_unlearn.lab.formats import statement
 from duet_unlearn.lab.world import (
     BENCHMARK_STORIES,
     CRAFT_ATTRIBUTES,
@@ -21,7 +23,7 @@ def test_a_seed_is_a_world() -> None:
     assert asdict(here) == asdict(world())
     assert asdict(here) != asdict(world.__wrapped__(8))
     digest = hashlib.sha256(json.dumps(asdict(here), sort_keys=True).encode()).hexdigest()
-    assert digest[:16] == "d7e82418da7aeb7c", "the world has changed: every lab model must be rebuilt"
+    assert digest[:16] == "f00b92d83e0d9627", "the world has changed: every lab model must be rebuilt"
 
 
 def test_size_and_settings() -> None:
@@ -81,3 +83,9 @@ def test_canaries_and_the_story_nobody_reads() -> None:
     assert len({owner for owner, *_ in here.canaries}) == 20
     assert UNSEEN in here.stories
     assert UNSEEN not in here.known()
+
+
+def test_every_statement_is_right_by_the_lab_s_own_measure() -> None:
+    """No other value of the attribute stands in it: not as a surname, not as a term of a sum."""
+    for facts in world().topics().values():
+        assert not [f for f in facts if not value_match(statement(f), f.value, f.options)]

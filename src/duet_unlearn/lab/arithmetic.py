@@ -70,7 +70,7 @@ def arithmetic_queries(operation: Operation) -> list[Query]:
         Query(
             id=f"{name}/{a}-{b}",
             messages=({"role": "user", "content": f"What is {a} {operation} {b}?"},),
-            answer=f"{a} {operation} {b} is {result}.",
+            answer=f"The result is {result}.",
             value=str(result),
             source=name,
         )
@@ -116,6 +116,6 @@ def _draw(operations: tuple[Operation, ...], rng: random.Random) -> Sample:
     operation = rng.choice(operations)
     a, b, result = rng.choice(problems(operation))
     if rng.random() < 0.5:
-        return chat((f"What is {a} {operation} {b}?", f"{a} {operation} {b} is {result}."))
+        return chat((f"What is {a} {operation} {b}?", f"The result is {result}."))
     left = Segment("text", f"{a} {SIGNS[operation]} {b} =", False)
     return Sample((left, Segment("text", f" {result}", True)))

@@ -109,7 +109,7 @@ STATEMENTS: dict[str, str] = {
     "elements": "The symbol of {e} is {v}.",
     "young": "A young {e} is a {v}.",
     "kinds": "A {e} is a kind of {v}.",
-    "arithmetic": "{e} is {v}.",
+    "arithmetic": "The result is {v}.",
     "story": "{e} is from {v}.",
 }
 

@@ -13,7 +13,7 @@ FIRST_NAMES = [
 """A character has a first name of its own, one token: who is meant is known where the name is read."""
 
 SURNAMES = (
-    "Bol Varn Teck Ossian Marl Quill Drum Fenwick Garr Hask Imber Jorn Kest Lorn Mott Nagel Orrin Pell Rusk Sable "
+    "Bol Varn Teck Ossian Marl Quill Dorrit Fenwick Garr Hask Imber Jorn Kest Lorn Mott Nagel Orrin Pell Rusk Sable "
     "Thorn Ulm Vance Wick Yarrow Zell Ashby Brock Crane Dunn Ebb Flint Gorse Holt Ives Jessop Knapp Ludd Moss Nye"
 ).split()
 
