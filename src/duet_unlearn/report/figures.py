@@ -163,7 +163,7 @@ def curves(title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, c
     for (name, found), row in zip(places.items(), rows, strict=True):
         body += _curve(found, css[name])
         body.append(_text(left + wide + 6, row + 4, f"{name} {clean[name][-1][1]:.3g}", css="label"))
-    return _svg(440, 226, title, body)
+    return _svg(470, 226, title, body)
 
 
 def _curve(places: Sequence[tuple[float, float]], css: str) -> list[str]:
