@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from duet_unlearn.errors import UserError, nearest, require
+from duet_unlearn.errors import UserError, nearest
 from duet_unlearn.events import Event, ignore
 
 
@@ -17,14 +17,6 @@ def test_a_user_error_is_two_lines() -> None:
 )
 def test_nearest(name: str, expected: str | None) -> None:
     assert nearest(name, (option for option in ("epochs", "batch_size", "rate"))) == expected
-
-
-def test_require_brings_the_package_or_names_its_extra() -> None:
-    assert require("json", "hub").dumps([1]) == "[1]"
-    with pytest.raises(UserError) as caught:
-        require("no_such_package_here", "hub")
-    assert caught.value.message == "this needs the package no_such_package_here"
-    assert caught.value.hint == 'pip install "duet-unlearn[hub]"'
 
 
 def test_nobody_needs_to_watch() -> None:
