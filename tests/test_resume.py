@@ -116,7 +116,7 @@ def test_ctrl_c_says_how_to_go_on(
 
 
 def stop_in_training(attempts: Attempts, number: signal.Signals) -> int | None:
-    """Send a signal once there is a checkpoint; the exit code. Once more where a busy machine lets the run end first."""
+    """Send a signal once there is a checkpoint; the exit code. Again, where the run ended first."""
     for _ in range(5):
         process, start = attempts.start(), time.monotonic()
         while not list((attempts.run / "checkpoints").glob("step-*")) and process.is_alive():
