@@ -18,7 +18,7 @@ test: $(VENV)/.stamp-test ## the tests: CPU, offline
 check: $(VENV)/.stamp-dev ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyrefly check
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 format: $(VENV)/.stamp-dev
 	$(BIN)/ruff format .
