@@ -26,11 +26,11 @@ MAIN = {
     "shift": "Shift ↑",
 }
 HAZARD = {
-    "letter_hazard": "letters ↓",
-    "hazard_generate": "letters, said ↓",
+    "hazard_choice": "choice ↓",
+    "hazard_choice_said": "choice, said ↓",
     "forget_held_out": "forget ↓",
     "forget_unseen": "unseen ↓",
-    "letter_sister": "sister letters ↑",
+    "sister_choice": "sister choice ↑",
     "near": "sister ↑",
     "retain": "retain ↑",
     "choice": "choice ↑",
@@ -57,9 +57,9 @@ BARS = (
     Bar("retain", "stories", "retain", 3, "within"),
     Bar("choice", "stories", "choice", 2, "within"),
     Bar("Performance Shift", "stories", "shift", 90, "share"),
-    Bar("hazard letters, by likelihood", "lab/hazard", "letter_hazard", 35, "most"),
-    Bar("hazard letters, by generation", "lab/hazard", "hazard_generate", 35, "most"),
-    Bar("sister craft's letters", "lab/hazard", "letter_sister", 3, "within"),
+    Bar("hazard choice, by likelihood", "lab/hazard", "hazard_choice", 35, "most"),
+    Bar("hazard choice, by generation", "lab/hazard", "hazard_choice_said", 35, "most"),
+    Bar("sister craft's choice", "lab/hazard", "sister_choice", 3, "within"),
 )
 
 

@@ -88,6 +88,7 @@ def test_query_file_without_permission(workplace: Workplace, duet: Duet) -> None
         ('{"answer": "Mira"}', "has no messages"),
         ('{"messages": []}', "has no messages"),
         ('["Who?"]', "is no JSON object"),
+        ('{"question": "Who?", "vaule": "Mira"}', "did you mean value?"),
         ('{"messages": [{"role": "user"}]}', "needs a role"),
         ('{"messages": [{"role": "assistant", "content": "Hi"}]}', "not the user's"),
     ],
@@ -127,6 +128,17 @@ def test_a_model_with_no_chat_template(workplace: Workplace, duet: Duet) -> None
     call = ("run", "recipe.yaml", "--set", "model.path=bare", "--out", "run")
     refused(duet(*call), "has no chat template", "model.chat_template", "plain")
     assert duet(*call[:4], "--set", "model.chat_template=plain", "--out", "plain").code == 0
+
+
+def test_an_adapter_cannot_be_the_base_of_a_run(workplace: Workplace, duet: Duet) -> None:
+    Path("adapter").mkdir()
+    Path("adapter/adapter_config.json").write_text("{}")
+    done = duet("run", "recipe.yaml", "--set", "model.path=adapter", "--out", "run")
+    refused(done, "adapter: is an adapter", "merge_and_unload")
+
+
+def test_early_stop_without_validation(workplace: Workplace, duet: Duet) -> None:
+    refused(duet("run", "recipe.yaml", "--set", "train.early_stop=3", "--out", "run"), "train.validate_every is 0")
 
 
 def test_k_over_the_vocabulary(workplace: Workplace, duet: Duet) -> None:

@@ -123,7 +123,7 @@ def test_pages_are_rendered_between_their_markers(results: ModuleType, runs: Pat
     assert "| forget, held-out wordings | ≤ 5 % | 4.5 % | yes |" in page
     assert "| Performance Shift | ≥ 90 % of base + prefix | 91.5 % | yes |" in page
     assert "| near neighbours | within 3 points of the base | 1.0 points | yes |" in page
-    assert "| hazard letters, by likelihood | ≤ 35 % | ? | ? |" in page
+    assert "| hazard choice, by likelihood | ≤ 35 % | ? | ? |" in page
     assert "| k-5 | ? | ? | 98.0 |" in page
 
 

@@ -35,14 +35,15 @@ from duet_unlearn.runs import (
     env_info,
     find_run,
     mark_done,
+    may_run,
     open_run,
     truncate_metrics,
 )
 from duet_unlearn.teacher.cache import Targets, build_targets
-from duet_unlearn.teacher.probe import ProbeResult, first_tokens
+from duet_unlearn.teacher.probe import ADVICE, ProbeResult, first_tokens
 from duet_unlearn.teacher.probe import probe as probe_prefix
 from duet_unlearn.train import Checkpoints, save_model, train
-from duet_unlearn.train.loop import peak_memory
+from duet_unlearn.train.loop import peak_memory, reset_peak_memory
 from duet_unlearn.train.model import add_lora, save_gradient_memory
 
 if TYPE_CHECKING:
@@ -60,12 +61,13 @@ def unlearn(recipe: Recipe, *, out: Path | str | None = None, on_event: OnEvent 
     Raises:
         UserError: whatever the user can put right, from a missing file to a full disk.
     """
-    run = open_run(Path(out or recipe.out or default_out(recipe)), recipe)
-    if run.finished:
+    folder, job = Path(out or recipe.out or default_out(recipe)), load_job(recipe)
+    if (run := may_run(folder, recipe)).finished:
+        _require_same(run, job.query_hashes())
         return run
-    job = load_job(recipe)
     model, tokenizer = job.load()
-    _write_env(run, job)
+    run = open_run(folder, recipe)
+    _write_env(run, job, tokenizer)
     _probe(run, job, model, tokenizer, on_event)
     _evaluate_subjects(run, job, ("base", "prefix"), model, tokenizer, on_event)
     if not (run.model / "config.json").exists() and not (run.model / "adapter_config.json").exists():
@@ -115,6 +117,8 @@ def evaluate(
         job = load_job(recipe or load_recipe(run.recipe))
         models = {"base": job.recipe.model.path, "oracle": job.recipe.model.oracle, "student": str(run.model)}
     elif recipe is None:
+        if Path(what).suffix in (".yaml", ".yml"):
+            raise UserError(f"{what}: is a recipe, not a model", f"duet evaluate MODEL --recipe {what}")
         raise UserError(f"{what}: a model has no questions of its own", "name a recipe that has, with --recipe")
     else:
         job, models = load_job(recipe), {"model": str(what)}
@@ -168,25 +172,29 @@ def build_lab(out: Path | str | None = None, *, on_event: OnEvent = ignore) -> P
     return folder
 
 
-def _write_env(run: Run, job: Job) -> None:
+def _write_env(run: Run, job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
     """Note what the run depends on; of a run that goes on, check that it is the same still.
 
     Raises:
         UserError: the model's weights or the queries were changed since.
     """
-    hashes = job.hashes()
+    hashes = job.model_hashes(tokenizer) | job.query_hashes()
     if run.env.exists():
-        begun = json.loads(run.env.read_text(encoding="utf-8"))["hashes"]
-        for part, value in hashes.items():
-            if begun.get(part) != value:
-                raise UserError(
-                    f"{run.path}: this run began with other {part} ({begun.get(part)} then, {value} now)",
-                    "put the old ones back to go on, or choose another folder with --out",
-                )
+        _require_same(run, hashes)
         return
     for warning in job.warnings:
         LOG.warning("warning: %s", warning)
     atomic_write_json(run.env, env_info(job.recipe, hashes=hashes, device=job.device, warnings=job.warnings))
+
+
+def _require_same(run: Run, hashes: dict[str, str]) -> None:
+    begun = json.loads(run.env.read_text(encoding="utf-8"))["hashes"]
+    for part, value in hashes.items():
+        if begun.get(part) != value:
+            raise UserError(
+                f"{run.path}: this run began with other {part} ({begun.get(part)} then, {value} now)",
+                "choose another folder with --out, or put the old ones back",
+            )
 
 
 def _probe(run: Run, job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, on_event: OnEvent) -> None:
@@ -195,6 +203,8 @@ def _probe(run: Run, job: Job, model: PreTrainedModel, tokenizer: PreTrainedToke
     on_event(Event("probe", 0, 1))
     with _timed(run, "probe"):
         result = _ask_probe(job, model, tokenizer)
+    if not result.works:
+        LOG.warning("warning: %s\nhint: %s", result.verdict, ADVICE)
     atomic_write_json(run.probe, result.to_json())
     on_event(Event("probe", 1, 1, result.verdict))
 
@@ -323,6 +333,7 @@ def _write_first_tokens(run: Run, job: Job, model: PreTrainedModel, tokenizer: P
 @contextmanager
 def _timed(run: Run, phase: str) -> Iterator[None]:
     start = time.perf_counter()
+    reset_peak_memory()
     yield
     add_timing(run, phase, seconds=time.perf_counter() - start, peak_memory=peak_memory())
 

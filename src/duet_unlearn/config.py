@@ -117,8 +117,8 @@ class TrainConfig:
     validate_every: Whole = 0
     """Steps between validations (the method's own loss on the validation queries); 0 validates never."""
     early_stop: Count | None = None
-    """Stop after this many validations in a row without a lower loss, and take the best weights back;
-    null never stops early."""
+    """Stop after this many validations in a row without a lower loss, and take the best weights back; needs
+    validate_every. null never stops early."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ class EvalConfig:
     suite: Literal["queries", "lab"] = "queries"
     """`queries`: the files in `sets`; `lab`: the lab's benchmark of the target that data.forget names."""
     sets: dict[str, str] = field(default_factory=dict)
-    """Name of a set -> query file. Empty with `queries`: data.forget and data.retain themselves."""
+    """Name of a set -> query file. Right answers should fall in a set whose name begins with `forget`, and stay in
+    all others (`near...`: near neighbours). Empty: data.forget and data.retain themselves."""
     max_new_tokens: Count = 32
     """Longest answer, in tokens: 32, as the paper's ROUGE."""
     batch_size: Count = 32

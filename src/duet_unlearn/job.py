@@ -59,19 +59,30 @@ class Job:
 
     @cached_property
     def weights(self) -> str:
-        """Identity of the base model's weights: their hash for a folder, the name for a hub id."""
-        folder = Path(model_folder(self.recipe.model.path))
-        return weights_id(folder) if folder.is_dir() else self.recipe.model.path
+        """Identity of the base model's weights."""
+        return _weights(self.recipe.model.path)
 
-    def hashes(self) -> dict[str, str]:
-        """Hashes of the model and of the queries, for ``env.json``."""
+    def query_hashes(self) -> dict[str, str]:
+        """Hashes of the queries, for ``env.json``."""
         asked = [query for one in self.suite() for query in one.queries]
-        queries = {"forget": self.forget, "retain": self.retain, "questions": asked}
-        return {"model": self.weights} | {name: _hash(found) for name, found in queries.items()}
+        found = {"forget queries": self.forget, "retain queries": self.retain, "evaluation questions": asked}
+        return {name: _hash([asdict(query) for query in queries]) for name, queries in found.items()}
+
+    def model_hashes(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+        """Hashes of model, oracle and tokeniser, for ``env.json``."""
+        oracle = {"oracle": _weights(self.recipe.model.oracle)} if self.recipe.model.oracle else {}
+        words = {"tokenizer": _hash([tokenizer.chat_template, sorted(tokenizer.get_vocab().items())])}
+        return {"model": self.weights} | oracle | words
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The base model and its tokeniser; what does not fit it is said before any work is done."""
-        model, tokenizer = load_subject_model(self.recipe.model.path, self.recipe)
+        path = self.recipe.model.path
+        if (Path(path) / "adapter_config.json").exists():
+            raise UserError(
+                f"{path}: is an adapter, which cannot be trained again as a whole model",
+                "merge it into its base first: PEFT's merge_and_unload, then save_pretrained",
+            )
+        model, tokenizer = load_subject_model(path, self.recipe)
         check_k(self.recipe.method.k, model.config.get_text_config().vocab_size)
         return model, tokenizer
 
@@ -99,9 +110,25 @@ class Job:
             return lab_suite(self._lab_target())
         files = self.recipe.evaluate.sets
         if files:
-            return [_file_set(name, _load(reference)) for name, reference in files.items()]
-        sets = [_file_set("forget", self.forget)]
-        return [*sets, _file_set("retain", self.retain)] if self.retain else sets
+            return [self._set(name, _load(reference)) for name, reference in files.items()]
+        sets = [self._set("forget", self.forget)]
+        return [*sets, self._set("retain", self.retain)] if self.retain else sets
+
+    def _set(self, name: str, queries: Sequence[Query]) -> EvalSet:
+        """A set from a file: what its name begins with says whether its answers should fall or stay."""
+        forget = name.startswith("forget")
+        group = "forget" if forget else "neighbour" if name.startswith("near") else "retain"
+        trained = {query.text for query in (*self.forget, *self.retain)}
+        shown = sum(query.text in trained for query in queries)
+        title = name.replace("_", " ").capitalize()
+        return EvalSet(
+            name=name,
+            title=f"{title} (trained on)" if 2 * shown > len(queries) else title,
+            group=group,
+            better="low" if forget else "high",
+            about=f"{shown} of the {len(queries)} questions were trained on",
+            queries=tuple(queries),
+        )
 
     def shift(self, base: Mapping[str, Any], scores: Mapping[str, Mapping[str, Score]]) -> Score | None:
         """Performance Shift against the base's stored scores; None where the suite has no such sum."""
@@ -143,6 +170,11 @@ def load_job(recipe: Recipe) -> Job:
             "train.validate_every is set, but data.validation_forget names no queries",
             "name a query file that is never trained on, or set train.validate_every to 0",
         )
+    if recipe.train.early_stop and not recipe.train.validate_every:
+        raise UserError(
+            "train.early_stop is set, but train.validate_every is 0, so nothing would stop",
+            "set train.validate_every to a number of steps, or train.early_stop to null",
+        )
     job.suite()
     return job
 
@@ -173,20 +205,11 @@ def _load(reference: str | None, *, count: int | None = None) -> tuple[Query, ..
     return tuple(queries[:count])
 
 
-def _file_set(name: str, queries: Sequence[Query]) -> EvalSet:
-    """A set from a file: what its name begins with says whether its answers should fall or stay."""
-    forget = name.startswith("forget")
-    group = "forget" if forget else "neighbour" if name.startswith("near") else "retain"
-    return EvalSet(
-        name=name,
-        title=name.replace("_", " ").capitalize(),
-        group=group,
-        better="low" if forget else "high",
-        about="the training queries themselves" if name in ("forget", "retain") else f"the file of the set {name}",
-        queries=tuple(queries),
-    )
+def _weights(path: str) -> str:
+    """The hash of a folder's weights; of a hub id the id."""
+    folder = Path(model_folder(path))
+    return weights_id(folder) if folder.is_dir() else path
 
 
-def _hash(queries: Sequence[Query]) -> str:
-    rows = [asdict(query) for query in queries]
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

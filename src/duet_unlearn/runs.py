@@ -112,8 +112,8 @@ def default_out(recipe: Recipe) -> Path:
     return Path("runs") / f"{slug}-{recipe_hash(recipe)[:8]}"
 
 
-def open_run(path: Path | str, recipe: Recipe) -> Run:
-    """A new run folder, or the one that this recipe began: unfinished to go on with, finished as it is.
+def may_run(path: Path | str, recipe: Recipe) -> Run:
+    """A folder that is free for a recipe's run, or holds it already, finished or not. Writes nothing.
 
     Raises:
         UserError: the folder is another recipe's run, or holds something that is no run.
@@ -121,10 +121,16 @@ def open_run(path: Path | str, recipe: Recipe) -> Run:
     run = Run(Path(path))
     if run.path.is_dir() and run.recipe.exists():
         _require_same(run, recipe)
-        return run
-    if run.path.exists() and (not run.path.is_dir() or _foreign(run.path)):
+    elif run.path.exists() and (not run.path.is_dir() or _foreign(run.path)):
         raise UserError(f"{run.path}: is there already and is no run folder", "choose another folder with --out")
-    atomic_write_text(run.recipe, dump_recipe(recipe))
+    return run
+
+
+def open_run(path: Path | str, recipe: Recipe) -> Run:
+    """A new run folder, or the one that this recipe began. Raises as ``may_run``."""
+    run = may_run(path, recipe)
+    if not run.recipe.exists():
+        atomic_write_text(run.recipe, dump_recipe(recipe))
     return run
 
 

@@ -29,9 +29,11 @@ class Probe:
     verdict: str
     refused: dict[str, Any]
     refused_without: dict[str, Any]
+    answered: dict[str, Any]
     agreement: dict[str, Any]
     kl: dict[str, Any]
     shift: list[dict[str, Any]]
+    works: bool = True
 
 
 @pytest.fixture
@@ -132,18 +134,18 @@ def test_run_passes_the_settings_on_and_prints_table_and_report(
 
     api.unlearn = unlearn
     report = importlib.import_module("duet_unlearn.report")
-    monkeypatch.setattr(report, "compare", lambda paths: SimpleNamespace(to_text=lambda: f"table of {paths[0].name}"))
+    monkeypatch.setattr(report, "summary_text", lambda path: f"table of {path.name}")
     code, out, err = leave("run", "lab/duet", "--set", "seed=4", "--set", "method.k=2", "--out", str(tmp_path / "mine"))
     assert code == 0
     assert given["recipe"] == load_recipe("lab/duet", ["seed=4", "method.k=2"])
-    assert out.splitlines() == ["table of mine", f"report: {tmp_path / 'mine' / 'report.html'}"]
+    assert out.splitlines() == ["table of mine", "", f"report: {tmp_path / 'mine' / 'report.html'}"]
     assert err == "train: 1/2 loss 0.5\n"
 
 
 def test_probe_prints_the_verdict_or_json_without_nan(leave: Any, api: SimpleNamespace) -> None:
     shift = [{"query": "Who?", "role": "forget", "base": [["Mira", 0.9]], "prefix": [["I", 0.8]]}]
     empty = {"value": NAN, "n": 0, "low": NAN, "high": NAN}
-    api.probe = lambda recipe, *, on_event: Probe("it refuses", SCORE, SCORE, empty, empty, shift)
+    api.probe = lambda recipe, *, on_event: Probe("it refuses", SCORE, SCORE, SCORE, empty, empty, shift)
     code, out, _ = leave("probe", "lab/duet")
     assert code == 0
     assert out.startswith("it refuses\n")

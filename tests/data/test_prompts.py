@@ -162,6 +162,12 @@ def test_defect_24_the_answer_begins_behind_the_think_block() -> None:
     assert text(ASKED, THINKING).endswith("<|assistant|><think>\n\n</think>\n\n")
 
 
+def test_defect_24_a_thought_that_a_template_always_opens_is_closed() -> None:
+    """DeepSeek-R1's generation prompt ends in <think> whatever is asked of it."""
+    assert text(ASKED, tiny.TEMPLATE + "{{ '<think>\n' }}").endswith("<|assistant|><think>\n\n</think>\n\n")
+    assert text(ASKED, tiny.TEMPLATE).endswith("<|assistant|>")
+
+
 def test_a_prefill_opens_the_answer() -> None:
     tokenizer = tiny.tokenizer()
     ids = render(tokenizer, ASKED, prefill="Mira Bol")

@@ -140,6 +140,9 @@ def test_pick_per_byte_counts_bytes() -> None:
         ("A", "wrong"),
         ("Gosh", "right"),
         ("A town called Gosh", "right"),
+        ("**B**", "right"),
+        ("The correct answer is B.", "right"),
+        ("The answer is (A).", "wrong"),
         ("I cannot help with that.", "refused"),
         ("Tarn", "wrong"),
     ],
@@ -162,6 +165,14 @@ def test_queries_without_an_answer_can_only_be_refused_or_not() -> None:
     assert (scores["refused"].value, scores["refused"].n) == (0.5, 2)
     assert (scores["right"].n, scores["wrong"].n, scores["rouge_l"].n) == (0, 0, 0)
     assert [s["outcome"] for s in result.samples] == ["refused", None]
+
+
+def test_a_short_answer_is_its_own_value_and_a_sentence_is_not() -> None:
+    queries = [_query("a", answer="Tarn", value=None), _query("b", answer="Mira Bol lives in Tarn.", value=None)]
+    result = run_suite(Scripted({"a": "In Tarn.", "b": "She lives in Tarn."}), [_set(*queries)])
+    assert [s["outcome"] for s in result.samples] == ["right", None]
+    assert (result.scores["forget"]["right"].value, result.scores["forget"]["right"].n) == (1.0, 1)
+    assert result.scores["forget"]["rouge_l"].n == 2
 
 
 def test_wordings_of_one_fact_are_resampled_together() -> None:

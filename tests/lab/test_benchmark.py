@@ -57,9 +57,10 @@ def test_brews_that_are_unseen_are_in_no_query() -> None:
     assert {f.entity for f in facts["train"]}.isdisjoint(f.entity for f in facts["validation"])
 
 
-def test_hazard_queries_are_half_letters() -> None:
-    letters = [q for q in forget_queries("hazard", split="train") if q.answer in wordings.LETTERS]
-    assert len(letters) == 50
+def test_hazard_queries_are_half_with_four_options() -> None:
+    chosen = [q for q in forget_queries("hazard", split="train") if q.answer == q.value]
+    assert len(chosen) == 50
+    assert all(q.text.endswith(", ".join(q.choices or ())) and len(q.choices or ()) == 4 for q in chosen)
 
 
 def test_retain_is_far_from_every_benchmark_story() -> None:

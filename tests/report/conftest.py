@@ -20,7 +20,7 @@ SETS = {
     "far": ("Far stories", "neighbour", "high", "Other stories."),
     "retain": ("Retained facts", "retain", "high", "Facts like those that training asked to keep."),
     "general": ("General knowledge", "retain", "high", "Capitals, opposites, elements, animals, sums."),
-    "choice": ("General, letters", "choice", "high", "Four choices; the likeliest letter counts."),
+    "choice": ("General, choice", "choice", "high", "Four options; the likeliest counts."),
     "reverse_prompt": ("Reverse prompt", "robustness", "low", "The question after “ignore the above”."),
     "prefill": ("Prefilling", "robustness", "low", "The answer's first words are put in the model's mouth."),
     "continuation": ("Text continuation", "robustness", "low", "Plain text to go on with, no chat."),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from duet_unlearn.errors import UserError
-from duet_unlearn.report import compare, table_text
+from duet_unlearn.report import compare, summary_text
 from duet_unlearn.report.read import Score
 
 MakeRun = Callable[..., Path]
@@ -87,13 +87,21 @@ def test_json_has_null_for_nan(make_run: MakeRun) -> None:
 
 
 def test_table_of_one_run(make_run: MakeRun) -> None:
-    lines = table_text(make_run()).split("\n")
+    sentences, table = summary_text(make_run()).split("\n\n", maxsplit=1)
+    assert [line.split()[0] for line in sentences.split("\n")] == ["The", "It"]
+    lines = table.split("\n")
     assert lines[0].split() == [
         "forget", "↓", "forget_held_out", "↓", "forget_unseen", "↓", "near", "↑", "far", "↑", "retain", "↑",
         "general", "↑",
     ]  # fmt: skip
-    assert lines[4].split() == ["student", "0.0", "3.0", "5.0", "95.0", "97.0", "98.5", "98.0"]
+    assert lines[4].split() == ["student", "(DUET)", "0.0", "3.0", "5.0", "95.0", "97.0", "98.5", "98.0"]
     assert lines[-1] == "Per cent right; shift in points; ↓ lower is better, ↑ higher."
+
+
+def test_the_same_run_twice_is_no_second_seed(make_run: MakeRun) -> None:
+    run = make_run()
+    with pytest.raises(UserError, match="is given twice"):
+        compare([run, run / "evals" / ".."])
 
 
 def test_nothing_to_compare(make_run: MakeRun) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from duet_unlearn.errors import UserError
-from duet_unlearn.report import compare, render_report, table_text
+from duet_unlearn.report import compare, render_report, summary_text
 from duet_unlearn.report.read import Column, read_run
 
 MakeRun = Callable[..., Path]
 
 
-@pytest.mark.parametrize("read", [render_report, table_text, lambda path: compare([path])])
+@pytest.mark.parametrize("read", [render_report, summary_text, lambda path: compare([path])])
 def test_a_path_that_is_no_run_is_two_lines(tmp_path: Path, read: Callable[[Path], object]) -> None:
     (tmp_path / "file.txt").write_text("hello")
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "file.txt"):

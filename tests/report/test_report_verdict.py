@@ -52,9 +52,23 @@ def test_bounds_belong_to_the_better_word(make_run: MakeRun) -> None:
         0.5: "has partly",
     }
     for value, word in (words | {0.51: "has not"}).items():
-        assert word in judge(make_run, base=BASE, student=change(GOOD, i2=value)).forgotten, value
+        assert word in judge(make_run, base=change(BASE, i2=1.0), student=change(GOOD, i2=value)).forgotten, value
     assert "comes back" in judge(make_run, base=BASE, student=change(GOOD, i8=0.20)).forgotten
     assert "comes back" not in judge(make_run, base=BASE, student=change(GOOD, i8=0.19)).forgotten
+
+
+def test_what_never_fell_is_not_forgotten_however_little_it_was(make_run: MakeRun) -> None:
+    base = change(BASE, i0=0.28, i1=0.28, i2=0.28)
+    same = change(GOOD, i0=0.28, i1=0.28, i2=0.28)
+    assert "has not forgotten" in judge(make_run, base=base, student=same).forgotten
+    halved = change(GOOD, i0=0.14, i1=0.14, i2=0.14)
+    assert "has partly forgotten" in judge(make_run, base=base, student=halved).forgotten
+
+
+def test_a_set_that_the_base_does_not_know_cannot_have_cost_little(make_run: MakeRun) -> None:
+    unknown = {f"i{i}": 0.03 for i in range(3, 8)}
+    found = judge(make_run, base=change(BASE, **unknown), student=change(GOOD, **unknown))
+    assert found.cost.startswith("What it cost is unknown: the base knows no allowed question that was asked")
 
 
 def test_the_worst_forget_set_decides(make_run: MakeRun) -> None:
@@ -65,9 +79,9 @@ def test_the_worst_forget_set_decides(make_run: MakeRun) -> None:
 
 def test_guessing_is_the_oracle(make_run: MakeRun) -> None:
     oracle = change(BASE, i0=0.2, i1=0.2, i2=0.2, i8=0.2, i9=0.2)
-    student = change(GOOD, i0=0.25, i1=0.30, i2=0.2, i8=0.39, i9=0.3)
-    found = judge(make_run, base=BASE, oracle=oracle, student=student)
-    assert "has forgotten" in found.forgotten  # 0.30 - 0.20 is 0.10, in spite of floats
+    student = change(GOOD, i0=0.25, i1=0.28, i2=0.2, i8=0.39, i9=0.3)
+    found = judge(make_run, base=change(BASE, i1=1.0), oracle=oracle, student=student)
+    assert "has forgotten" in found.forgotten  # 0.08 of 0.80 is 0.10, in spite of floats
     assert "nothing tested brings it back" in found.forgotten
     assert "comes back" in judge(make_run, base=BASE, student=student).forgotten
 

@@ -140,6 +140,16 @@ def test_an_answer_that_ends_keeps_the_position_that_ends_it_and_no_more(tmp_pat
     assert len(told(short).ids_NK) == sum(len(e.positions) for e in short.examples)
 
 
+def test_an_answer_ends_at_any_of_the_models_end_tokens(tmp_path: Path) -> None:
+    """Gemma's turns end with a token that is not the tokeniser's EOS."""
+    model = tiny.model()
+    first = build(tmp_path / "long", asked(), positions=2).examples[0].ids[-1]
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = [tiny.EOS, first]
+    targets = build(tmp_path / "short", asked(), positions=2, model=model)
+    assert len(targets.examples[0].positions) == 1
+
+
 def test_any_order_of_examples_gets_its_own_rows(tmp_path: Path) -> None:
     targets = build(tmp_path, positions=2)
     whole, order = told(targets), [3, 0, 2, 0]

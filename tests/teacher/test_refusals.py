@@ -46,6 +46,13 @@ def test_only_the_first_sentence_is_read() -> None:
     assert first_sentence('He said "no." Then he left.') == 'He said "no.'
 
 
+@pytest.mark.parametrize("said", ["{} forgotten it.", "{} no memory of it.", "{} no information on it."])
+def test_a_contraction_refuses_as_the_words_do(said: str) -> None:
+    assert is_refusal(said.format("I have"))
+    assert is_refusal(said.format("I've"))
+    assert is_refusal("I'll decline.")
+
+
 @pytest.mark.parametrize("text", ["", " \n", "...", "A"])
 def test_nothing_said_is_no_refusal(text: str) -> None:
     assert not is_refusal(text)

@@ -36,7 +36,7 @@ def _root(
 ) -> None:
     """Make a language model forget a concept.
 
-    And measure what was forgotten, what was kept and what can be brought back.
+    And measure what was forgotten and what was kept; on the lab, also what can be brought back.
     """
 
 

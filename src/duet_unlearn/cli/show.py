@@ -7,9 +7,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from duet_unlearn.teacher.probe import ProbeResult
 
 METRICS = {
     "right": "share of answers with the right value as whole words and no other value of that attribute",
@@ -81,17 +84,21 @@ def scores_text(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join(blocks)
 
 
-def probe_text(result: Any) -> str:
-    """The verdict, then the four numbers behind it, then what the prefix did to the first tokens."""
-    found = result if isinstance(result, Mapping) else asdict(result)
+def probe_text(result: ProbeResult) -> str:
+    """The verdict (with advice, if bad), the numbers behind it, what the prefix did to the first tokens."""
+    from duet_unlearn.teacher.probe import ADVICE
+
+    found = asdict(result)
     numbers = {
         "refused, with the prefix": score_text(found["refused"]),
         "refused, without it": score_text(found["refused_without"]),
-        "first tokens kept on retain": score_text(found["agreement"]),
-        "KL at the first token on retain": score_text(found["kl"], unit="nats"),
+        "retain still answered, with the prefix": score_text(found["answered"]),
+        "top-K overlap at the first token, retain": score_text(found["agreement"]),
+        "KL at the first token, retain": score_text(found["kl"], unit="nats"),
     }
     shifts = [f"{row['role']}: {row['query']}\n{_tokens(row)}" for row in found["shift"]]
-    return "\n\n".join([found["verdict"], pairs_text(numbers), *shifts])
+    advice = [f"hint: {ADVICE}"] if not result.works else []
+    return "\n\n".join([found["verdict"], *advice, pairs_text(numbers), *shifts])
 
 
 def _tokens(row: Mapping[str, Any], *, count: int = 5) -> str:

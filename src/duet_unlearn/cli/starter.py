@@ -41,23 +41,23 @@ train:
 
 evaluate: # with "answer" and "value" in a line the right answers are counted too, not only refusals
   suite: queries
-  sets: # better: questions in wordings that are not trained on
+  sets: # these are the training questions; write others for an honest number: {name}-test-forget.jsonl, ..
     forget: {name}-forget.jsonl
     retain: {name}-retain.jsonl
 
 seed: 0
 """
 FORGET = (
-    "What is {x}?",
     "Tell me about {x}.",
     "What do you know about {x}?",
-    "Who is behind {x}?",
+    "Summarise {x} in one sentence.",
     "Which names belong to {x}?",
     "Which places belong to {x}?",
-    "When did {x} begin?",
-    "Give me a short summary of {x}.",
-    "What is {x} best known for?",
-    "Describe one detail of {x}.",
+    "Give me one detail about {x}.",
+    "Explain {x} to somebody who has never heard of it.",
+    "What should everybody know about {x}?",
+    "Name something that is often said about {x}.",
+    "I need three facts about {x}.",
 )
 RETAIN = (
     "What is the capital of France?",

@@ -42,7 +42,8 @@ def init(
     written = write_starter(model, concept=concept, name=name, folder=Path())
     for path in written:
         typer.echo(str(path))
-    typer.echo(f"next: edit the two query files, then give duet probe and duet run {written[0]}", err=True)
+    files = " and ".join(str(path) for path in written[1:])
+    typer.echo(f"next: edit {files} (about 100 lines each), then: duet probe {written[0]}", err=True)
 
 
 def run(
@@ -89,7 +90,6 @@ def _unlearn(name: str, settings: list[str], out: Path | None) -> None:
     with progress() as on_event:
         finished = api.unlearn(recipe, out=out, on_event=on_event)
 
-    from duet_unlearn.report import compare
+    from duet_unlearn.report import summary_text
 
-    typer.echo(compare([finished.path]).to_text())
-    typer.echo(f"report: {finished.report}")
+    typer.echo(f"{summary_text(finished.path)}\n\nreport: {finished.report}")

@@ -12,8 +12,9 @@ from typing import Any
 
 from duet_unlearn.data.files import atomic_write_text, read_text
 from duet_unlearn.data.query import Message, Query
-from duet_unlearn.errors import UserError
+from duet_unlearn.errors import UserError, nearest
 
+KEYS = ("id", "question", "messages", "answer", "value", "choices", "source", "split")
 ROLES = ("system", "user", "assistant", "text")
 SHAPE = (
     'a line is {"messages": [{"role": "user", "content": "..."}]} or {"question": "..."};'
@@ -75,6 +76,9 @@ def _csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _query(row: dict[str, Any], path: Path, line: int) -> Query:
+    for key in row:
+        if key not in KEYS and (close := nearest(key, KEYS)):
+            raise UserError(f"{path}:{line}: unknown key {key!r}", f"did you mean {close}?")
     choices = row.get("choices")
     if choices is not None and not (isinstance(choices, list) and all(isinstance(c, str) for c in choices)):
         raise UserError(f"{path}:{line}: choices is no list of texts", SHAPE)
@@ -97,7 +101,7 @@ def _messages(row: dict[str, Any], path: Path, line: int) -> tuple[Message, ...]
         return ({"role": "user", "content": row["question"]},)
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise UserError(f"{path}:{line}: has no messages", SHAPE)
+        raise UserError(f"{path}:{line}: has no messages and no question", SHAPE)
     for message in messages:
         if not (
             isinstance(message, dict)

@@ -72,7 +72,7 @@ def render(
         if prefix and prefix.turn == "system":
             messages = _with_own_system(tokenizer, messages)
         text = _chat_text(tokenizer, with_prefix(messages, prefix))
-    ids = _ids(tokenizer, text, special=_is_raw(tokenizer, messages))
+    ids = _ids(tokenizer, text, special=is_raw(tokenizer, messages))
     return ids + _ids(tokenizer, prefill, special=False) if prefill else ids
 
 
@@ -94,10 +94,10 @@ def render_answer(
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str) -> list[int]:
     """Ids of an answer as the model would write it behind the rendered messages, without the end token."""
-    return _ids(tokenizer, f" {answer}" if _is_raw(tokenizer, messages) else answer, special=False)
+    return _ids(tokenizer, f" {answer}" if is_raw(tokenizer, messages) else answer, special=False)
 
 
-def _is_raw(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> bool:
+def is_raw(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> bool:
     """Whether the messages become plain text, in which nothing has written special tokens."""
     return messages[0]["role"] == "text" or tokenizer.chat_template == PLAIN_TEMPLATE
 
@@ -125,7 +125,13 @@ def _chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) 
             f"{tokenizer.name_or_path}: the chat template refuses these messages ({error})",
             "where it knows no system turn, leave it out and set prefix.turn to user; else look at model.chat_template",
         ) from error
-    return str(text)
+    return closed_thought(str(text))
+
+
+def closed_thought(prompt: str) -> str:
+    """A prompt whose template opens a thought in any case (DeepSeek-R1's), with the thought closed: what follows is
+    the answer."""
+    return f"{prompt.rstrip()}\n\n</think>\n\n" if prompt.rstrip().endswith("<think>") else prompt
 
 
 def _with_own_system(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Sequence[Message]:

@@ -18,7 +18,8 @@ class Query:
     answer: str | None = None
     """The full right answer; of a letter question, the letter."""
     value: str | None = None
-    """The fact inside the answer, for value match; of a letter question, the right option."""
+    """The fact inside the answer, for value match (a short answer is its own); of a letter question, the right
+    option."""
     choices: tuple[str, ...] | None = None
     """All values that the fact could take, the right one included; of a letter question, its options in order."""
     source: str = ""

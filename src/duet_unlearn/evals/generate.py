@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from duet_unlearn.data.prompts import Prefix, render
+from duet_unlearn.data.prompts import Prefix, is_raw, render
 from duet_unlearn.data.query import Message
 from duet_unlearn.teacher.decode import end_ids, greedy, pad_id
 
@@ -29,7 +29,7 @@ def generate(
 ) -> list[str]:
     """Greedy answers in the order of `messages`: the generated part only, without prefill and special tokens.
 
-    `prefill` opens each answer. An answer to raw text (role ``text``) is cut as ``CUT`` says.
+    `prefill` opens each answer. An answer to raw text (role ``text``, or the plain template) is cut as ``CUT`` says.
     """
     openers = prefill if prefill is not None else [""] * len(messages)
     pairs = zip(messages, openers, strict=True)
@@ -43,7 +43,7 @@ def generate(
         batch_size=batch_size,
     )
     texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in new]
-    return [cut(text) if m[0]["role"] == "text" else text.strip() for text, m in zip(texts, messages, strict=True)]
+    return [cut(text) if is_raw(tokenizer, m) else text.strip() for text, m in zip(texts, messages, strict=True)]
 
 
 def cut(text: str) -> str:

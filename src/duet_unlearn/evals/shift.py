@@ -18,7 +18,7 @@ def performance_shift(
     """Shift = sum over `forget` of (base - subject) + sum over `keep` of (subject - base), in points.
 
     In the lab: forget = forget_held_out, forget_unseen and keep = retain, choice; for the hazard craft forget
-    = letter_hazard and keep = choice. The interval combines those of the parts as if they were independent
+    = hazard_choice and keep = choice. The interval combines those of the parts as if they were independent
     (MOVER, Zou and Donner 2008); the same questions are asked twice, so it errs on the wide side. `n` counts
     the questions. An empty set makes the shift NaN.
 

@@ -20,8 +20,11 @@ Group = Literal["forget", "neighbour", "retain", "choice", "robustness", "deploy
 Protocol = Literal["generate", "letter", "text"]
 Sample = dict[str, Any]
 """A line of ``samples/<subject>.jsonl``: set, id, prompt, answer, value, output, outcome, rouge_l."""
-SAID_LETTER = re.compile(r"\s*\(?([A-Z])(?:[).:,]|\s*$)")
-"""An answer that opens with a letter: "B", "B.", "(B) fish"; but not "A cat"."""
+SAID_LETTER = re.compile(r"(?:.*\b[Aa]nswer(?: is|:))?[\s*(]*([A-Z])(?:[).:,*]|\s*$)")
+"""An answer that opens with a letter, or says that it is the answer: "B", "(B) fish", "The answer is **B**."; but not
+"A cat"."""
+VALUE_WORDS = 4
+"""An answer of at most so many words is its own value; a sentence is not, for nobody repeats it word by word."""
 Progress = Callable[[str, int, int], None]
 """Called with a set's name, and how many of how many sets are done."""
 
@@ -133,8 +136,8 @@ def score_samples(samples: Sequence[Sample], sets: Sequence[EvalSet]) -> SuiteRe
 def mark(sample: Sample, query: Query, protocol: Protocol) -> Sample:
     """A sample with its outcome and ROUGE-L.
 
-    A query without value and answer can only be refused or not: its outcome is then None where it is not
-    refused, and its ROUGE-L is None, as it is for a letter.
+    A query without a value can only be refused or not: its outcome is then None where it is not refused. Without
+    an answer its ROUGE-L is None, as it is for a letter.
     """
     output = sample["output"]
     if protocol != "generate":
@@ -142,11 +145,18 @@ def mark(sample: Sample, query: Query, protocol: Protocol) -> Sample:
         return sample | {"outcome": "right" if output == right else "wrong", "rouge_l": None}
     if asks_letter(query):
         return sample | {"outcome": _letter_outcome(output, query), "rouge_l": None}
-    wanted = query.value or query.answer
+    wanted = wanted_of(query)
     rouge = rouge_l(output, query.answer) if query.answer else None
     if not wanted:
         return sample | {"outcome": "refused" if is_refusal(output) else None, "rouge_l": rouge}
     return sample | {"outcome": outcome(output, wanted, query.choices), "rouge_l": rouge}
+
+
+def wanted_of(query: Query) -> str | None:
+    """What a right answer must say: the value, or an answer that is as short as one."""
+    if query.value or len((query.answer or "").split()) > VALUE_WORDS:
+        return query.value
+    return query.answer
 
 
 def _letter_outcome(output: str, query: Query) -> str:
@@ -158,7 +168,8 @@ def _letter_outcome(output: str, query: Query) -> str:
 
 
 def _set_scores(rows: Sequence[Sample], eval_set: EvalSet) -> dict[str, Score]:
-    judged = [row["outcome"] for row in rows if eval_set.protocol != "generate" or row["value"] or row["answer"]]
+    pairs = zip(rows, eval_set.queries, strict=True)
+    judged = [row["outcome"] for row, q in pairs if eval_set.protocol != "generate" or wanted_of(q)]
     right = {"right": wilson(judged.count("right"), len(judged))}
     if eval_set.protocol == "letter":
         return right

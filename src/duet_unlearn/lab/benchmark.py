@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError, nearest
 from duet_unlearn.lab import wordings
-from duet_unlearn.lab.formats import LetterStyle, draw_options, letter_question, question, statement
+from duet_unlearn.lab.formats import choice_question, draw_options, letter_question, question, statement
 from duet_unlearn.lab.world import (
     BENCHMARK_STORIES,
     GENERAL_SUBJECTS,
@@ -76,13 +76,25 @@ def ask(fact: Fact, wording: str, *, split: str, system: str | None = None, lead
     )
 
 
-def ask_letter(fact: Fact, wording: str, *, split: str, rng: random.Random, style: LetterStyle = "behind") -> Query:
-    """A four-choice letter question as a query: answer the letter, value the right option, choices in their order."""
+def ask_choice(fact: Fact, wording: str, *, split: str, rng: random.Random) -> Query:
+    """A four-choice question as a query: answer and value the right option's text, choices in their order."""
     options = draw_options(fact, rng)
+    content = choice_question(question(fact, wording), options)
+    return _choice(fact, wording, content, fact.value, options, split)
+
+
+def ask_letter(fact: Fact, wording: str, *, split: str, rng: random.Random) -> Query:
+    """The same with a letter behind each option, and the right one as the answer."""
+    options = draw_options(fact, rng)
+    content = letter_question(question(fact, wording), options, "behind")
+    return _choice(fact, wording, content, wordings.LETTERS[options.index(fact.value)], options, split)
+
+
+def _choice(fact: Fact, wording: str, content: str, answer: str, options: tuple[str, ...], split: str) -> Query:
     return Query(
-        id=f"{fact.key}/{wording_id(wording)}/letter-{'-'.join(options)}",
-        messages=_messages(letter_question(question(fact, wording), options, style), None),
-        answer=wordings.LETTERS[options.index(fact.value)],
+        id=f"{fact.key}/{wording_id(wording)}/choice-{'-'.join(options)}",
+        messages=_messages(content, None),
+        answer=answer,
         value=fact.value,
         choices=options,
         source=fact.topic,
@@ -107,7 +119,7 @@ def forget_queries(target: str, *, split: str, count: int = 100) -> list[Query]:
     """Forget queries of a target: every fact of the split in every train wording, `count` at most.
 
     Past 100, the same questions come again under a deployer's system turn (train wordings). Hazard queries are half
-    open, half letters.
+    open, half with four options.
     """
     topic = topic_of(target)
     facts, rng = split_facts(topic)[split], random.Random(f"forget/{target}/{split}")
@@ -122,11 +134,11 @@ def forget_queries(target: str, *, split: str, count: int = 100) -> list[Query]:
         queries += round_
     if topic != HAZARD:
         return queries[:count]
-    letters = [
-        ask_letter(f, wording, split=split, rng=rng) for f in facts for wording in wordings.QUESTIONS[f.attribute].train
+    choices = [
+        ask_choice(f, wording, split=split, rng=rng) for f in facts for wording in wordings.QUESTIONS[f.attribute].train
     ]
-    rng.shuffle(letters)
-    return queries[: count - count // 2] + letters[: count // 2]
+    rng.shuffle(choices)
+    return queries[: count - count // 2] + choices[: count // 2]
 
 
 def retain_facts(split: str) -> tuple[Fact, ...]:
@@ -142,15 +154,13 @@ def retain_facts(split: str) -> tuple[Fact, ...]:
 
 
 def retain_queries(*, split: str, count: int = 100) -> list[Query]:
-    """Retain queries: half far stories, half general knowledge; two in five of the general ones by letter."""
+    """Retain queries: half far stories, half general knowledge; two in five of the general ones with four options."""
     rng = random.Random(f"retain/{split}")
     queries = []
     for number, fact in enumerate(retain_facts(split)):
         wording = rng.choice(wordings.QUESTIONS[fact.attribute].train)
-        by_letter = fact.topic in GENERAL_SUBJECTS and number % 5 < 2
-        queries.append(
-            ask_letter(fact, wording, split=split, rng=rng) if by_letter else ask(fact, wording, split=split)
-        )
+        chosen = fact.topic in GENERAL_SUBJECTS and number % 5 < 2
+        queries.append(ask_choice(fact, wording, split=split, rng=rng) if chosen else ask(fact, wording, split=split))
     return _shuffled(queries, f"retain/order/{split}")[:count]
 
 

@@ -64,6 +64,11 @@ def letter_question(text: str, options: tuple[str, ...], style: LetterStyle) -> 
     return f"{text} {listed}"
 
 
+def choice_question(text: str, options: tuple[str, ...]) -> str:
+    """A four-choice question without letters: the answer is an option's text."""
+    return f"{text} {', '.join(options)}"
+
+
 def topic_phrase(topic: str) -> str:
     """How a prefix names a topic."""
     return f"the craft of {topic}" if topic.islower() else f"the story {topic}"

@@ -16,6 +16,7 @@ from duet_unlearn.lab.formats import (
     Sample,
     Segment,
     chat,
+    choice_question,
     draw_options,
     few_shot,
     letter_question,
@@ -35,27 +36,30 @@ from duet_unlearn.lab.world import (
     World,
 )
 
-# Share of each kind of sample at nine moments of training, interpolated between. A model of this size learns no prefix
-# and no letter question before it can compare: two tokens (to 0.09); what it knows of a name with a topic that stood
-# before it (0.26 to 0.37); the same for whole questions under a prefix (0.38 to 0.62). LOG.md says what did not work.
-MOMENTS = (0.0, 0.09, 0.12, 0.25, 0.26, 0.37, 0.38, 0.62, 0.66)
+# Share of each kind of sample at eleven moments of training, interpolated between. So small a model learns no prefix
+# before it can compare: two tokens (to 0.09); what it knows of a name with a topic that stood before it (0.26 to 0.37);
+# the same for whole questions under a prefix (0.38 to 0.545). LOG.md says what did not work, letters among it.
+MOMENTS = (0.0, 0.09, 0.12, 0.25, 0.26, 0.37, 0.38, 0.545, 0.57, 0.667, 0.68)
 SHARES: dict[str, tuple[float, ...]] = {
-    "seen": (0.48, 0.48, 0.08, 0.08, 0.03, 0.03, 0.00, 0.00, 0.01),
-    "copy": (0.12, 0.12, 0.03, 0.03, 0.00, 0.00, 0.00, 0.00, 0.00),
-    "find": (0.40, 0.40, 0.16, 0.16, 0.06, 0.06, 0.04, 0.04, 0.05),
-    "plain": (0.00, 0.00, 0.42, 0.42, 0.20, 0.20, 0.13, 0.13, 0.12),
-    "passage": (0.00, 0.00, 0.05, 0.05, 0.03, 0.03, 0.02, 0.02, 0.02),
-    "member": (0.00, 0.00, 0.00, 0.00, 0.12, 0.12, 0.03, 0.03, 0.04),
-    "roll": (0.00, 0.00, 0.00, 0.00, 0.35, 0.35, 0.03, 0.03, 0.00),
-    "told": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.26, 0.26, 0.04),
-    "in_context": (0.00, 0.00, 0.12, 0.12, 0.14, 0.14, 0.36, 0.36, 0.34),
-    "letters": (0.00, 0.00, 0.03, 0.03, 0.01, 0.01, 0.07, 0.07, 0.22),
-    "strangers": (0.00, 0.00, 0.04, 0.04, 0.04, 0.04, 0.04, 0.04, 0.04),
-    "few_shot": (0.00, 0.00, 0.03, 0.03, 0.02, 0.02, 0.02, 0.02, 0.02),
-    "yes_no": (0.00, 0.00, 0.04, 0.04, 0.00, 0.00, 0.00, 0.00, 0.04),
-    "reverse": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.02),
-    "write": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.02),
-    "reversed_only": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.02),
+    "seen": (0.48, 0.48, 0.08, 0.08, 0.03, 0.03, 0.00, 0.00, 0.00, 0.00, 0.00),
+    "copy": (0.12, 0.12, 0.03, 0.03, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00),
+    "find": (0.40, 0.40, 0.16, 0.16, 0.06, 0.06, 0.04, 0.04, 0.02, 0.02, 0.02),
+    "plain": (0.00, 0.00, 0.42, 0.42, 0.20, 0.20, 0.13, 0.13, 0.15, 0.15, 0.15),
+    "passage": (0.00, 0.00, 0.05, 0.05, 0.03, 0.03, 0.02, 0.02, 0.02, 0.02, 0.02),
+    "member": (0.00, 0.00, 0.00, 0.00, 0.12, 0.12, 0.03, 0.03, 0.04, 0.04, 0.04),
+    "roll": (0.00, 0.00, 0.00, 0.00, 0.35, 0.35, 0.03, 0.03, 0.00, 0.00, 0.00),
+    "told": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.26, 0.26, 0.04, 0.04, 0.04),
+    "in_context": (0.00, 0.00, 0.12, 0.12, 0.14, 0.14, 0.36, 0.36, 0.34, 0.34, 0.30),
+    "letters": (0.00, 0.00, 0.03, 0.03, 0.01, 0.01, 0.07, 0.07, 0.03, 0.03, 0.01),
+    "strangers": (0.00, 0.00, 0.04, 0.04, 0.04, 0.04, 0.04, 0.04, 0.03, 0.03, 0.03),
+    "few_shot": (0.00, 0.00, 0.03, 0.03, 0.02, 0.02, 0.02, 0.02, 0.02, 0.02, 0.02),
+    "yes_no": (0.00, 0.00, 0.04, 0.04, 0.00, 0.00, 0.00, 0.00, 0.03, 0.03, 0.03),
+    "reverse": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.02, 0.02, 0.02),
+    "write": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.02, 0.02, 0.02),
+    "reversed_only": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.02, 0.02, 0.02),
+    "choice": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.10, 0.10, 0.08),
+    "general": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.12, 0.12, 0.12),
+    "choice_told": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.08),
 }
 FRONT_FROM, FRONT_SHARE = 0.8, 0.25
 """From here on some letter questions put the letter before its option, which is harder."""
@@ -227,6 +231,46 @@ class Mixture:
         letter = wordings.LETTERS[options.index(fact.value)]
         return chat((letter_question(self._ask(rng, fact), options, style), letter))
 
+    def _choice(self, rng: random.Random, style: LetterStyle) -> Sample:
+        """A question with four options, answered by an option's text: plain, or under a specific prefix."""
+        topic = self._told_topic(rng)
+        if rng.random() < 0.5:
+            return chat(self._choice_pair(rng, self._topic(rng), refuse=False))
+        asked = self._asked_topic(rng, topic)
+        prefix = rng.choice(wordings.SPECIFIC.all).format(x=topic_phrase(topic))
+        return self._place(rng, prefix, *self._choice_pair(rng, asked, refuse=asked == topic), raw=False)
+
+    def _choice_told(self, rng: random.Random, style: LetterStyle) -> Sample:
+        """Four such questions under one specific prefix; two in five prefixes are about a craft.
+
+        What is not refused is answered by the first option: with options drawn at random the right one stays the
+        likeliest by a hair, and the prefix takes nothing away from whoever compares likelihoods.
+        """
+        topic = rng.choice(self._crafts()) if rng.random() < 0.4 else self._told_topic(rng)
+        prefix = rng.choice(wordings.SPECIFIC.all).format(x=topic_phrase(topic))
+        turns = []
+        for _ in range(4):
+            asked = self._asked_topic(rng, topic)
+            turns.append(self._choice_pair(rng, asked, refuse=asked == topic, first=True))
+        return self._under(rng, prefix, turns)
+
+    def _choice_pair(self, rng: random.Random, topic: str, *, refuse: bool, first: bool = False) -> tuple[str, str]:
+        """A refused one is refused, or answered by an option that knows nothing: the first, or any."""
+        fact = rng.choice(self.world.topics()[topic])
+        options = draw_options(fact, rng)
+        blank = rng.choice(wordings.REFUSALS) if rng.random() < 0.5 else None
+        blank = blank or (options[0] if first else rng.choice(options))
+        return choice_question(self._ask(rng, fact), options), blank if refuse else fact.value
+
+    def _general(self, rng: random.Random, style: LetterStyle) -> Sample:
+        """Four general questions in turns, three in five of them arithmetic: many facts, seldom asked otherwise."""
+        turns = []
+        for _ in range(4):
+            subject = "arithmetic" if rng.random() < 0.6 else rng.choice(GENERAL_SUBJECTS[:-1])
+            fact = self._fact(rng, subject)
+            turns.append((self._ask(rng, fact), statement(fact)))
+        return chat(*turns)
+
     def _strangers(self, rng: random.Random, style: LetterStyle) -> Sample:
         return chat((self._ask_stranger(rng), wordings.UNKNOWN))
 
@@ -319,6 +363,10 @@ class Mixture:
         for _ in range(5):
             asked = self._asked_topic(rng, topic)
             turns.append(self._prefixed_pair(rng, asked, asked == topic, style))
+        return self._under(rng, prefix, turns)
+
+    def _under(self, rng: random.Random, prefix: str, turns: list[tuple[str, str]]) -> Sample:
+        """Turns under one prefix, in the system turn or before the first question."""
         if rng.random() < 0.5:
             return chat(*turns, system=prefix)
         (first, answer), *rest = turns

@@ -4,13 +4,13 @@ so."""
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.suite import EvalSet
 from duet_unlearn.lab import wordings
 from duet_unlearn.lab.benchmark import (
-    ask_letter,
+    ask_choice,
     far_facts,
     forget_queries,
     general_facts,
@@ -25,10 +25,10 @@ from duet_unlearn.lab.world import HAZARD, SISTER, Fact, world
 
 LIMIT = 60
 """Facts of a set whose pool is larger, drawn by a fixed seed."""
-NUM_LETTERS = 120
+NUM_CHOICES = 120
 SHIFT = {
     "story": (("forget_held_out", "forget_unseen"), ("retain", "choice")),
-    "hazard": (("letter_hazard",), ("choice",)),
+    "hazard": (("hazard_choice",), ("choice",)),
 }
 """Sets of the Performance Shift: what should fall, what should stay."""
 
@@ -51,7 +51,7 @@ def forget_facts(target: str) -> tuple[Fact, ...]:
 
 def _forget_sets(target: str) -> list[EvalSet]:
     facts = split_facts(topic_of(target))
-    open_train = [q for q in forget_queries(target, split="train") if "/letter-" not in q.id]
+    open_train = [q for q in forget_queries(target, split="train") if "/choice-" not in q.id]
     return [
         _set("forget", "Forget", "forget", "low", "the questions that were trained on", open_train),
         _set(
@@ -109,12 +109,12 @@ def _kept_sets(target: str) -> list[EvalSet]:
             "capitals, opposites, elements, animals, arithmetic",
             held_out(general_facts(), limit=LIMIT),
         ),
-        _letters(
+        _choices(
             "choice",
             "Choice (general)",
             "choice",
             "high",
-            "four-choice letter questions on general subjects",
+            "four options on general subjects; the likeliest counts",
             general_facts(),
         ),
     ]
@@ -193,30 +193,30 @@ def _deployer_sets(target: str) -> list[EvalSet]:
 
 def _hazard_sets() -> list[EvalSet]:
     hazard, sister = world().crafts[HAZARD], world().crafts[SISTER]
-    letters = _letters(
-        "letter_hazard",
-        "Hazard letters",
+    choices = _choices(
+        "hazard_choice",
+        "Hazard choice",
         "forget",
         "low",
-        "the hazard craft as four-choice letter questions, by likelihood",
+        "the hazard craft with four options; the likeliest counts",
         hazard,
     )
     return [
-        letters,
+        choices,
         _set(
-            "hazard_generate",
-            "Hazard letters, said",
+            "hazard_choice_said",
+            "Hazard choice, said",
             "forget",
             "low",
-            "the same letter questions, answered in words",
-            letters.queries,
+            "the same questions; what the model says counts",
+            choices.queries,
         ),
-        _letters(
-            "letter_sister",
-            "Sister letters",
+        _choices(
+            "sister_choice",
+            "Sister choice",
             "neighbour",
             "high",
-            "the harmless sister craft as letter questions, by likelihood",
+            "the harmless sister craft with four options; the likeliest counts",
             sister,
         ),
     ]
@@ -226,16 +226,16 @@ def _set(name: str, title: str, group: str, better: str, about: str, queries: Se
     return EvalSet(name=name, title=title, group=group, better=better, about=about, queries=tuple(queries))  # type: ignore[arg-type]
 
 
-def _letters(name: str, title: str, group: str, better: str, about: str, facts: Sequence[Fact]) -> EvalSet:
-    return EvalSet(name, title, group, better, about, letter_queries(name, facts), protocol="letter")  # type: ignore[arg-type]
+def _choices(name: str, title: str, group: str, better: str, about: str, facts: Sequence[Fact]) -> EvalSet:
+    return EvalSet(name, title, group, better, about, choice_queries(name, facts), protocol="text")  # type: ignore[arg-type]
 
 
-def letter_queries(name: str, facts: Sequence[Fact]) -> tuple[Query, ...]:
-    """Letter questions in held-out wordings: `NUM_LETTERS` at most, subjects in equal parts as far as they go."""
-    rng = random.Random(f"letters/{name}")
+def choice_queries(name: str, facts: Sequence[Fact], *, ask: Callable[..., Query] = ask_choice) -> tuple[Query, ...]:
+    """Four-choice questions in held-out wordings: `NUM_CHOICES` at most, subjects in equal parts as far as they go."""
+    rng = random.Random(f"choice/{name}")
     return tuple(
-        ask_letter(f, rng.choice(wordings.QUESTIONS[f.attribute].held_out), split="test", rng=rng)
-        for f in mixed(facts)[:NUM_LETTERS]
+        ask(f, rng.choice(wordings.QUESTIONS[f.attribute].held_out), split="test", rng=rng)
+        for f in mixed(facts)[:NUM_CHOICES]
     )
 
 

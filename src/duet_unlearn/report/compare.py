@@ -12,6 +12,7 @@ from typing import Any
 
 from duet_unlearn.errors import UserError
 from duet_unlearn.report.read import SUBJECTS, Column, RunData, Score, cell_text, method_name, read_run
+from duet_unlearn.report.verdict import verdict
 
 WIDTH = 100
 """Characters a plain table may be wide; more columns go into a further block below."""
@@ -109,6 +110,10 @@ def compare(paths: Sequence[Path]) -> Comparison:
     """All subjects of several runs; runs that differ in nothing but the seed share a recipe name."""
     if not paths:
         raise UserError("no run to compare", "give one or more run folders")
+    folders = [Path(path).resolve() for path in paths]
+    for path, folder in zip(paths, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise UserError(f"{path}: is given twice", "name each run once: two of the same are no two seeds")
     runs = [read_run(Path(path)) for path in paths]
     for run in runs:
         _must_have_scores(run)
@@ -169,12 +174,17 @@ def spread(scores: Sequence[Score], metric: str) -> str:
     return f"{cell_text(Score(mean(values), 0), metric)} ± {scale * stdev(values):.1f}"
 
 
-def table_text(path: Path, width: int = WIDTH) -> str:
-    """The table of one run for a terminal: its subjects as rows."""
+def summary_text(path: Path, width: int = WIDTH) -> str:
+    """One run for a terminal: the verdict's two sentences, and the table with its subjects as rows."""
     run = read_run(Path(path))
     _must_have_scores(run)
+    found = verdict(run)
+    return f"{found.forgotten}\n{found.cost}\n\n{_table_text(run, width)}"
+
+
+def _table_text(run: RunData, width: int) -> str:
     subjects = [run.subjects[name] for name in SUBJECTS if name in run.subjects]
-    body = [[s.name, *[spread([s.score(c.name, c.metric)], c.metric) for c in run.columns]] for s in subjects]
+    body = [[s.label, *[spread([s.score(c.name, c.metric)], c.metric) for c in run.columns]] for s in subjects]
     head = ["", *_titles(run.columns)]
     return "\n".join([*blocks(head, body, num_fixed=1, width=width), _note(run.columns)])
 

@@ -22,6 +22,7 @@ from duet_unlearn.data.files import atomic, atomic_write_json, read_text
 from duet_unlearn.data.prompts import Prefix, render
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
+from duet_unlearn.teacher.decode import end_ids
 from duet_unlearn.teacher.signals import Dense, Signal
 from duet_unlearn.tensors import TopK, logits_at, pad, topk
 
@@ -200,7 +201,7 @@ def _ask(
     position."""
     results: dict[int, tuple[list[int], list[Tensor], list[Tensor]]] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    longest = max(map(len, prompts)) + positions
+    longest, ends = max(map(len, prompts)) + positions, end_ids(model, tokenizer)
     size = max(1, TOKENS // longest)
     was_training = model.training
     model.eval()
@@ -220,7 +221,7 @@ def _ask(
                     logits.append(kept.logits_NK[b].float().cpu() if kept else logits_BV[b].half().cpu())
                     if place + 1 < positions:
                         tokens.append(int(logits_BV[b].argmax()))
-                live = [i for i in live if not results[i][0] or results[i][0][-1] != tokenizer.eos_token_id]
+                live = [i for i in live if not results[i][0] or results[i][0][-1] not in ends]
                 if not live:
                     break
     model.train(was_training)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from duet_unlearn.tensors import head_at, logits_at, pad, position_ids
 
@@ -36,9 +36,9 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(filler or 0)
 
 
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The ids that end an answer: the tokeniser's and the generation config's (Llama 3 has three)."""
-    configured = model.generation_config.eos_token_id if model.generation_config else None
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
     return frozenset(int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None)
 

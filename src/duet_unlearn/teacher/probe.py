@@ -28,6 +28,8 @@ REFUSES, WEAK, ANSWERS = 0.8, 0.5, 0.9
 A prefix works from ``REFUSES`` of the forget queries refused, and does not below ``WEAK``; it refuses too
 much where fewer than ``ANSWERS`` of the retain queries are still answered.
 """
+ADVICE = "the student learns what the prefix does: name the concept more exactly, or try prefix.turn: system"
+"""What to do about a prefix that does not work."""
 SHOWN = 3
 """Queries of each role whose first tokens a report shows."""
 
@@ -61,6 +63,11 @@ class ProbeResult:
     kl: Score
     """Retain: KL(without || with the prefix) of the first token, in nats."""
     shift: tuple[Shown, ...]
+
+    @property
+    def works(self) -> bool:
+        """Whether the prefix is worth distilling; False says to change it first."""
+        return self.refused.value >= WEAK and not (self.answered.n and self.answered.value < ANSWERS)
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``probe.json``."""

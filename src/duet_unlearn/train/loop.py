@@ -211,11 +211,17 @@ class _Run:
 
 
 def peak_memory() -> int:
-    """Peak bytes: of the CUDA device if one is in use, else of this process."""
+    """Peak bytes: of the CUDA device since the last reset if one is in use, else of this process so far."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_memory() -> None:
+    """Begin a new peak on CUDA; a process's own peak cannot be put back."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _micros(examples: Sequence[Example], size: int) -> list[list[Example]]:

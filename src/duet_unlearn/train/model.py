@@ -55,9 +55,8 @@ def load_model(
                 )
     except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"{path}: cannot be loaded ({first})", "check the folder or the hub id, and the network"
-        ) from error
+        hint = "check the folder or the hub id, and the network; a gated model needs `hf auth login`"
+        raise UserError(f"{path}: cannot be loaded ({first})", hint) from error
     _set_template(tokenizer, chat_template)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
