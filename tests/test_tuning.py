@@ -16,12 +16,13 @@ def tune(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return tune
 
 
-def test_retain_first_then_forget_then_fewest_steps(tune: ModuleType) -> None:
+def test_what_is_kept_comes_first_then_what_is_forgotten_then_fewest_steps(tune: ModuleType) -> None:
     tried = [
-        tune.Tried(1e-4, 5, forget=0.40, retain=1.00),  # keeps all, forgets too little
-        tune.Tried(3e-4, 10, forget=0.02, retain=0.99),  # a point of retain is allowed
-        tune.Tried(3e-4, 20, forget=0.01, retain=1.00),  # no more than a point better, at twice the steps
-        tune.Tried(1e-3, 10, forget=0.02, retain=0.99),  # the same at a larger rate
-        tune.Tried(1e-3, 20, forget=0.00, retain=0.90),  # forgets best, keeps too little
+        tune.Tried({"train.epochs": 20}, forget=0.10, fall=0.02),
+        tune.Tried({"train.epochs": 10}, forget=0.11, fall=0.03),  # a point worse, in half the steps
+        tune.Tried({"train.epochs": 5}, forget=0.13, fall=0.00),  # three points worse
+        tune.Tried({"train.epochs": 10}, forget=0.00, fall=0.04),  # forgets best, keeps too little
     ]
     assert tune.choose(tried) == tried[1]
+    with pytest.raises(ValueError, match="empty"):
+        tune.choose(tried[3:])

@@ -5,7 +5,7 @@ import pytest
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.lab import wordings
-from duet_unlearn.lab.benchmark import TARGETS, forget_queries, retain_queries, split_facts, topic_of
+from duet_unlearn.lab.benchmark import DEVELOPMENT, TARGETS, forget_queries, retain_queries, split_facts, topic_of
 from duet_unlearn.lab.data import load, references
 from duet_unlearn.lab.suite import lab_suite
 from duet_unlearn.lab.world import BENCHMARK_STORIES, HAZARD, UNSEEN, world
@@ -28,6 +28,14 @@ def test_train_and_validation_are_100_and_share_no_question_with_each_other_or_a
         if one.name != "forget":  # the training questions themselves, and says so
             assert one.queries
             assert not texts(one.queries) & texts(train + validation), one.name
+
+
+def test_settings_are_chosen_on_other_stories_than_numbers_are_reported_for() -> None:
+    shown = {query.source for split in ("train", "validation") for query in retain_queries(split=split)}
+    for target, story in DEVELOPMENT.items():
+        assert story not in BENCHMARK_STORIES
+        assert story not in shown
+        assert lab_suite(target)
 
 
 @pytest.mark.parametrize("target", STORIES)

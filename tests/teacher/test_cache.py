@@ -142,7 +142,7 @@ def test_an_answer_that_ends_keeps_the_position_that_ends_it_and_no_more(tmp_pat
 
 def test_an_answer_ends_at_any_of_the_models_end_tokens(tmp_path: Path) -> None:
     """Gemma's turns end with a token that is not the tokeniser's EOS."""
-    model = tiny.model()
+    model = tiny.llama()
     first = build(tmp_path / "long", asked(), positions=2).examples[0].ids[-1]
     assert model.generation_config is not None
     model.generation_config.eos_token_id = [tiny.EOS, first]

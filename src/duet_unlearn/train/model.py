@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -81,15 +82,22 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> nn.Mod
             f"model.lora.targets: the model has no layer {missing[0]!r}",
             f"its linear layers are {', '.join(sorted(names))}",
         )
-    return get_peft_model(
-        model,
-        PeftConfig(
-            r=config.rank,
-            lora_alpha=cast("int", config.alpha),  # PEFT annotates an int and divides it as a float
-            target_modules=list(config.targets),
-            task_type="CAUSAL_LM",
-        ),
+    adapters = PeftConfig(
+        r=config.rank,
+        lora_alpha=cast("int", config.alpha),  # PEFT annotates an int and divides it as a float
+        target_modules=list(config.targets),
+        task_type="CAUSAL_LM",
     )
+    with _old_names():
+        return get_peft_model(model, adapters)
+
+
+@contextmanager
+def _old_names() -> Iterator[None]:
+    """PEFT asks transformers 5 for an attribute by its old name; the warning helps no user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def save_gradient_memory(model: PreTrainedModel) -> None:
@@ -146,7 +154,8 @@ def _load_adapter(folder: Path, dtype: str) -> PreTrainedModel:
         raise UserError(f"{folder}: has no adapter_model.safetensors", "name a folder written by save_pretrained")
     path = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
     base = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True)
-    return cast("PreTrainedModel", PeftModel.from_pretrained(base, str(folder)))
+    with _old_names():
+        return cast("PreTrainedModel", PeftModel.from_pretrained(base, str(folder)))
 
 
 def _set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:
