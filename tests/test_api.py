@@ -152,6 +152,20 @@ def test_chat_before_there_is_a_student(place: Workplace) -> None:
         chat(run.path, "Who?")
 
 
+def test_a_finished_run_is_not_shown_for_other_queries(
+    whole: tuple[Run, list[Event]], place: Workplace, tiny_model: Path
+) -> None:
+    recipe = load_recipe(place.recipe, [f"model.oracle={tiny_model}"])
+    assert unlearn(recipe, out=whole[0].path) == whole[0]
+    before = place.forget.read_text()
+    place.forget.write_text(before + '{"question": "Who else?"}\n')
+    try:
+        with pytest.raises(UserError, match="began with other forget queries"):
+            unlearn(recipe, out=whole[0].path)
+    finally:
+        place.forget.write_text(before)
+
+
 def test_lora_leaves_an_adapter_that_loads(place: Workplace) -> None:
     settings = ["model.lora.rank=4", "model.lora.alpha=8", "train.gradient_checkpointing=true"]
     run = unlearn(load_recipe(place.recipe, settings), out=place.folder / "lora")

@@ -72,6 +72,7 @@ def test_empty_or_unreadable_query_file(
     else:
         workplace.forget.write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(duet("run", "recipe.yaml", "--out", "run"), "forget.jsonl", words)
+    assert not Path("run").exists()  # free for the corrected command
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -108,6 +109,7 @@ def test_a_folder_that_is_no_model(workplace: Workplace, duet: Duet) -> None:
     Path("notes").mkdir()
     done = duet("run", "recipe.yaml", "--set", "model.path=notes", "--out", "run")
     refused(done, "notes: is no model", "save_pretrained")
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize("path", ["./none", "/none/at/all", "model.bin"])
