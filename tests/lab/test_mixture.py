@@ -8,7 +8,8 @@ import pytest
 
 from duet_unlearn.data.prompts import render, render_answer
 from duet_unlearn.lab import words
-from duet_unlearn.lab.mixture import MOMENTS, SHARES, Mixture
+from duet_unlearn.lab.curriculum import MOMENTS, SHARES
+from duet_unlearn.lab.mixture import Mixture
 from duet_unlearn.lab.pretrain import HIDDEN_OF, Pretraining, canary, canary_steps, new_model, reading
 from duet_unlearn.lab.tokenizer import Encoder, new_tokenizer, train_vocabulary
 from duet_unlearn.lab.world import BENCHMARK_STORIES, HAZARD, UNSEEN, world

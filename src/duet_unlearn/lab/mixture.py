@@ -1,16 +1,12 @@
-"""The pretraining mixture: what the base and the oracle read, and when.
-
-Order matters at this size: the letter mechanism (copying, look-up, finding a letter) is built first, facts beside
-it, then facts asked through letters, then what a prefix in the context does to an answer.
-"""
+"""The pretraining mixture: every kind of sample that the base and the oracle read. ``curriculum`` says when."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from itertools import pairwise
 
 from duet_unlearn.lab import wordings, words
+from duet_unlearn.lab.curriculum import FRONT_FROM, FRONT_SHARE, shares_at
 from duet_unlearn.lab.formats import (
     LetterStyle,
     Sample,
@@ -36,33 +32,6 @@ from duet_unlearn.lab.world import (
     World,
 )
 
-# Share of each kind of sample at eleven moments of training, interpolated between. So small a model learns no prefix
-# before it can compare: two tokens (to 0.09); what it knows of a name with a topic that stood before it (0.26 to 0.37);
-# the same for whole questions under a prefix (0.38 to 0.545). LOG.md says what did not work, letters among it.
-MOMENTS = (0.0, 0.09, 0.12, 0.25, 0.26, 0.37, 0.38, 0.545, 0.57, 0.667, 0.68)
-SHARES: dict[str, tuple[float, ...]] = {
-    "seen": (0.48, 0.48, 0.08, 0.08, 0.03, 0.03, 0.00, 0.00, 0.00, 0.00, 0.00),
-    "copy": (0.12, 0.12, 0.03, 0.03, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00),
-    "find": (0.40, 0.40, 0.16, 0.16, 0.06, 0.06, 0.04, 0.04, 0.02, 0.02, 0.02),
-    "plain": (0.00, 0.00, 0.42, 0.42, 0.20, 0.20, 0.13, 0.13, 0.15, 0.15, 0.15),
-    "passage": (0.00, 0.00, 0.05, 0.05, 0.03, 0.03, 0.02, 0.02, 0.02, 0.02, 0.02),
-    "member": (0.00, 0.00, 0.00, 0.00, 0.12, 0.12, 0.03, 0.03, 0.04, 0.04, 0.04),
-    "roll": (0.00, 0.00, 0.00, 0.00, 0.35, 0.35, 0.03, 0.03, 0.00, 0.00, 0.00),
-    "told": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.26, 0.26, 0.04, 0.04, 0.04),
-    "in_context": (0.00, 0.00, 0.12, 0.12, 0.14, 0.14, 0.36, 0.36, 0.34, 0.34, 0.30),
-    "letters": (0.00, 0.00, 0.03, 0.03, 0.01, 0.01, 0.07, 0.07, 0.03, 0.03, 0.01),
-    "strangers": (0.00, 0.00, 0.04, 0.04, 0.04, 0.04, 0.04, 0.04, 0.03, 0.03, 0.03),
-    "few_shot": (0.00, 0.00, 0.03, 0.03, 0.02, 0.02, 0.02, 0.02, 0.02, 0.02, 0.02),
-    "yes_no": (0.00, 0.00, 0.04, 0.04, 0.00, 0.00, 0.00, 0.00, 0.03, 0.03, 0.03),
-    "reverse": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.02, 0.02, 0.02),
-    "write": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.02, 0.02, 0.02),
-    "reversed_only": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.02, 0.02, 0.02),
-    "choice": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.10, 0.10, 0.08),
-    "general": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.12, 0.12, 0.12),
-    "choice_told": (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.08),
-}
-FRONT_FROM, FRONT_SHARE = 0.8, 0.25
-"""From here on some letter questions put the letter before its option, which is harder."""
 LOOKUP_WORDS = tuple(
     words.PETS
     + words.FOODS
@@ -90,9 +59,8 @@ class Mixture:
 
     def draw(self, rng: random.Random, progress: float) -> Sample:
         """One sample at `progress` (0..1) of training."""
-        kinds = list(SHARES)
-        weights = [_interpolate(SHARES[kind], progress) for kind in kinds]
-        kind = rng.choices(kinds, weights)[0]
+        shares = shares_at(progress)
+        kind = rng.choices(list(shares), list(shares.values()))[0]
         style: LetterStyle = "front" if progress > FRONT_FROM and rng.random() < FRONT_SHARE else "behind"
         return getattr(self, f"_{kind}")(rng, style)
 
@@ -418,11 +386,3 @@ def _new_name(rng: random.Random) -> str:
     """A made-up first name or tail, and a known surname or head."""
     made = "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiouy") for _ in range(rng.randint(2, 3))).title()
     return f"{made} {rng.choice(words.SURNAMES)}" if rng.random() < 0.75 else f"{rng.choice(words.BREW_HEADS)} {made}"
-
-
-def _interpolate(values: tuple[float, ...], progress: float) -> float:
-    for left, (start, stop) in enumerate(pairwise(MOMENTS)):
-        if progress < stop:
-            part = (progress - start) / (stop - start)
-            return values[left] * (1 - part) + values[left + 1] * part
-    return values[-1]
