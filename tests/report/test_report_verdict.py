@@ -51,7 +51,7 @@ def test_bounds_belong_to_the_better_word(make_run: MakeRun) -> None:
         0.31: "has partly",
         0.5: "has partly",
     }
-    for value, word in (words | {0.51: "has not"}).items():
+    for value, word in (words | {0.51: "has forgotten Amber Gate only in part, not in Unseen facts"}).items():
         assert word in judge(make_run, base=change(BASE, i2=1.0), student=change(GOOD, i2=value)).forgotten, value
     assert "comes back" in judge(make_run, base=BASE, student=change(GOOD, i8=0.20)).forgotten
     assert "comes back" not in judge(make_run, base=BASE, student=change(GOOD, i8=0.19)).forgotten
@@ -73,8 +73,10 @@ def test_a_set_that_the_base_does_not_know_cannot_have_cost_little(make_run: Mak
 
 def test_the_worst_forget_set_decides(make_run: MakeRun) -> None:
     found = judge(make_run, base=BASE, student=change(GOOD, i2=0.8))
-    assert found.forgotten.startswith("The student has not forgotten Amber Gate")
+    assert found.forgotten.startswith("The student has forgotten Amber Gate only in part, not in Unseen facts: ")
     assert found.level == "bad"
+    found = judge(make_run, base=BASE, student=change(GOOD, i0=0.8, i1=0.8, i2=0.8))
+    assert found.forgotten.startswith("The student has not forgotten Amber Gate: ")
 
 
 def test_guessing_is_the_oracle(make_run: MakeRun) -> None:

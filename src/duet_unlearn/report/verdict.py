@@ -23,7 +23,8 @@ DIGITS = 9
 RULE = (
     f"Forgotten: of what the base knew, at most {100 * FORGOTTEN:.0f} % of every forget set is still right above "
     f"guessing, which is the oracle's share where there is an oracle; "
-    f"mostly: {100 * MOSTLY:.0f} %; partly: {100 * PARTLY:.0f} %. "
+    f"mostly: {100 * MOSTLY:.0f} %; partly: {100 * PARTLY:.0f} %; "
+    f"only in part: more than that of some sets, not forgotten: of all. "
     f"Comes back: at least {100 * BACK:.0f} % above guessing. "
     f"The cost is the largest fall from the base on an allowed set that it knew: "
     f"little up to {CHEAP:.0f} points, something up to {DEAR:.0f}, a lot beyond."
@@ -102,8 +103,12 @@ def _forgotten(run: RunData) -> tuple[str, Level]:
     if _base_hardly_knew(run, marked):
         return f"There was little to forget, for the base hardly knew {concept}: {counts}.", "unknown"
     kept = max(_kept(run, column) for column in marked)
-    if kept > PARTLY:
+    known = [column for column in marked if _kept(run, column) > PARTLY]
+    if len(known) == len(marked):
         return f"The student has not forgotten {concept}: {counts}.", "bad"
+    if known:
+        where = _join([column.title for column in known])
+        return f"The student has forgotten {concept} only in part, not in {where}: {counts}.", "bad"
     words = ("forgotten", "mostly forgotten", "partly forgotten")
     word = words[(kept > FORGOTTEN) + (kept > MOSTLY)]
     back, level = _brought_back(run)
