@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: demo test check format results lab docs clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.stamp-plain ## forget one story on the embedded lab, with the table and the report (3 minutes)
+demo: $(VENV)/.stamp-plain ## forget one story on the embedded lab, with the table and the report (a minute)
 	$(BIN)/duet demo
 
 test: $(VENV)/.stamp-test ## the tests: CPU, offline

@@ -14,7 +14,7 @@ from duet_unlearn.cli.progress import progress
 def demo() -> None:
     """Watch a small model forget one story and keep the rest.
 
-    About 3 minutes on 2 cores, no network. Writes runs/demo, prints the table and the path of the report.
+    Less than a minute on 2 cores, no network. Writes runs/demo, prints the table and the path of the report.
     """
     _unlearn("lab/demo", [], None)
 
