@@ -15,6 +15,7 @@ from duet_unlearn import evaluate, load_recipe, probe, unlearn
 from duet_unlearn.api import chat
 from duet_unlearn.errors import UserError
 from duet_unlearn.events import Event
+from duet_unlearn.job import load_job
 from duet_unlearn.runs import Run, read_metrics
 
 FILES = (
@@ -164,6 +165,19 @@ def test_a_finished_run_is_not_shown_for_other_queries(
             unlearn(recipe, out=whole[0].path)
     finally:
         place.forget.write_text(before)
+
+
+def test_requests_have_prefixes_of_their_own(tmp_path: Path, tiny_model: Path) -> None:
+    place = write_workplace(tmp_path, tiny_model)
+    rows = [json.loads(line) for line in place.forget.read_text("utf-8").splitlines()]
+    named = [row | {"concept": name} for row, name in zip(rows, ["Mira Bol", "Oda Rill", None] * 2, strict=True)]
+    text = "".join(json.dumps({k: v for k, v in row.items() if v}) + "\n" for row in named)
+    place.forget.write_text(text, "utf-8")
+    job = load_job(load_recipe(place.recipe, ["concept=the town Tarn"]))
+    asked = [one.prefix.said.partition(".")[0] for one in job.asked("train") if one.prefix]
+    forget = [f"You have forgotten {name}" for name in ("Mira Bol", "Oda Rill", "the town Tarn")] * 2
+    assert asked == forget + ["You have forgotten Mira Bol", "You have forgotten Oda Rill"] * 3  # retain: by turns
+    assert [q.concept for q in job.suite()[-1].queries] == ["Mira Bol", "Oda Rill"] * 3
 
 
 def test_lora_leaves_an_adapter_that_loads(place: Workplace) -> None:

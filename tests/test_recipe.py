@@ -47,7 +47,8 @@ def test_the_lab_preset_is_the_papers() -> None:
     assert (recipe.method.name, recipe.method.positions, recipe.method.delta) == ("duet", 1, 1.0)
     assert (recipe.method.retain_prefix, recipe.method.retain_loss) == ("same", "topk_huber")
     assert recipe.train.batch_size == 16
-    assert recipe.prefix.render(recipe.concept).startswith("You have forgotten the story Amber Gate.")
+    assert recipe.prefix.text.startswith("You have forgotten {concept}.")
+    assert recipe.concept == "the story Amber Gate"
 
 
 def test_prefix_wordings_are_train_wordings() -> None:

@@ -28,8 +28,14 @@ class LoraConfig:
     """Rank of each adapter. Ours; the paper trains all weights."""
     alpha: Positive = 32.0
     """Scale of the adapters: their output is multiplied by alpha / rank."""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Names of the linear layers that get an adapter: by default all of a Llama block."""
+    targets: tuple[str, ...] | None = None
+    """Names of the linear layers that get an adapter, such as `[q_proj, v_proj]`. null: every linear layer of the
+    blocks (GPT-2's Conv1D included), never the head, the embeddings or a router. In a mixture of experts whose experts
+    are one fused parameter, as transformers 5 has them, these are attention and the shared dense layers: an adapter on
+    such a parameter builds the change of all experts at every step."""
+    save: Literal["adapter", "merged"] = "adapter"
+    """What is written as the student: the adapter alone, or the whole model with the adapter merged into its weights,
+    in their own type. A merged student is measured as it is saved."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,10 @@ class ModelConfig:
     null takes the tokenizer's own."""
     lora: LoraConfig | None = None
     """Adapters; null trains all weights, as the paper does."""
+    quantise: Literal["nf4", "int8"] | None = None
+    """Load base and oracle in 4 bit (`nf4` with double quantisation and arithmetic in `dtype`: QLoRA, arXiv
+    2305.14314) or 8 bit (`int8`: arXiv 2208.07339), through bitsandbytes: the extra `quant`. Needs `lora`, for
+    quantised weights cannot be trained. A merged student is the unquantised base with the adapter in it."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +70,15 @@ class PrefixConfig:
     turn: Literal["system", "user"] = "user"
     """The turn that it is put into: before the question, or a system turn. Ours; the paper is silent."""
 
-    def render(self, concept: str) -> str:
-        """The prefix for a concept."""
-        return self.text.replace("{concept}", concept)
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    """Who speaks; a system turn stands first."""
+    content: str
+    """What is said."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,19 @@ class DataConfig:
     """Retain queries for the same."""
     num_forget: Count | None = None
     """Use the first n forget queries only; null uses all."""
+    context: tuple[Turn, ...] = ()
+    """The deployer's own turns (`role` and `content`): a system prompt, then earlier questions and answers. Every
+    query is trained without and with them in front, so an epoch has twice the steps, and every evaluation set
+    is measured again with them, as `<set>_context`. In front of a query's own system turn the deployer's is put."""
+
+    def __post_init__(self) -> None:
+        for index, turn in enumerate(self.context):
+            if not turn.content.strip():
+                raise ValueError(f"data.context.{index}.content is empty")
+            if turn.role == "system" and index:
+                raise ValueError(f"data.context.{index}.role is system, but a system turn stands first")
+        if self.context and self.context[-1].role == "user":
+            raise ValueError("data.context ends with a user turn, but the question comes next; answer it there")
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duet_unlearn.config import Recipe
+from duet_unlearn.data.context import in_context, takes_context, with_context
 from duet_unlearn.data.examples import Example, Source, epochs_source
 from duet_unlearn.data.jsonl import read_queries
-from duet_unlearn.data.prompts import Prefix
-from duet_unlearn.data.query import Query
+from duet_unlearn.data.prompts import Prefix, answer_ids, render
+from duet_unlearn.data.query import Message, Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.shift import performance_shift
 from duet_unlearn.evals.suite import EvalSet
@@ -23,7 +25,7 @@ from duet_unlearn.lab.suite import lab_suite, shift_sets
 from duet_unlearn.stats import Score
 from duet_unlearn.teacher.cache import Asked, Role, weights_id
 from duet_unlearn.tensors import check_k
-from duet_unlearn.train.model import default_device, load_model
+from duet_unlearn.train.model import default_device, is_quantised, load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,6 +49,8 @@ class Job:
     retain: tuple[Query, ...]
     validation_forget: tuple[Query, ...]
     validation_retain: tuple[Query, ...]
+    concepts: tuple[str, ...] = ()
+    """What the forget queries name, where each request has a concept of its own."""
 
     @property
     def warnings(self) -> list[str]:
@@ -82,9 +86,32 @@ class Job:
                 f"{path}: is an adapter, which cannot be trained again as a whole model",
                 "merge it into its base first: PEFT's merge_and_unload, then save_pretrained",
             )
+        _require_lora(self.recipe, self.recipe.model.quantise is not None)
         model, tokenizer = load_subject_model(path, self.recipe)
+        _require_lora(self.recipe, is_quantised(model))
         check_k(self.recipe.method.k, model.config.get_text_config().vocab_size)
+        self._check_lengths(tokenizer, getattr(model.config.get_text_config(), "max_position_embeddings", None))
         return model, tokenizer
+
+    def _check_lengths(self, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> None:
+        """Every prompt, with prefix and opening, and the longest text behind it must fit into the model's context.
+
+        Raises:
+            UserError: a query does not; it is named with its lengths.
+        """
+        trained = self.in_both((*self.forget, *self.retain, *self.validation_forget, *self.validation_retain))
+        asked = [pair for one in self.suite() for pair in zip(one.queries, one.prefill or cycle([""]), strict=False)]
+        for query, opening in [*((query, "") for query in trained), *asked]:
+            prefix = prefix_of(self.recipe).about(query.concept)
+            prompt = len(render(tokenizer, query.messages, prefix=prefix, prefill=opening))
+            longest = max((query.answer or "", query.paraphrase or "", *(query.wrong or ())), key=len)
+            answer = 1 + len(answer_ids(tokenizer, query.messages, longest))
+            room = max(answer, self.recipe.evaluate.max_new_tokens)
+            if limit and prompt + room > limit:
+                raise UserError(
+                    f"query {query.id!r}: {prompt} tokens of prompt and {room} of answer exceed the model's {limit}",
+                    "shorten the query, its answer, the prefix, data.context or evaluate.max_new_tokens",
+                )
 
     def asked(self, split: str) -> list[Asked]:
         """What the teacher is asked for a split (``train`` or ``validation``)."""
@@ -97,7 +124,20 @@ class Job:
             (forget, prefix, "forget"),
             (retain, on_retain, "retain"),
         ]
-        return [Asked(query, which, role) for queries, which, role in rows for query in queries]
+        return [
+            Asked(query, which.about(query.concept) if which else None, role)
+            for queries, which, role in rows
+            for query in self.in_both(queries)
+        ]
+
+    @property
+    def context(self) -> tuple[Message, ...]:
+        """The deployer's own turns."""
+        return tuple(asdict(turn) for turn in self.recipe.data.context)
+
+    def in_both(self, queries: Sequence[Query]) -> tuple[Query, ...]:
+        """Queries as they are trained: without and, where the recipe has them, with the deployer's turns."""
+        return with_context(queries, self.context)
 
     def source(self, examples: Sequence[Example]) -> tuple[Source, int]:
         """The order of training, and its number of steps."""
@@ -105,7 +145,20 @@ class Job:
         return epochs_source(examples, batch_size=config.batch_size, epochs=config.epochs, seed=self.recipe.seed)
 
     def suite(self) -> list[EvalSet]:
-        """What every subject is asked."""
+        """What every subject is asked: each set, and then each again behind the deployer's turns.
+
+        Raises:
+            UserError: a set is named as another's repetition would be.
+        """
+        sets = self._plain_suite()
+        again = [found for one in sets if self.context and (found := set_in_context(one, self.context))]
+        if taken := {one.name for one in sets} & {one.name for one in again}:
+            raise UserError(
+                f"evaluate.sets.{min(taken)}: with data.context this name is taken", "choose another name for the set"
+            )
+        return [*sets, *again]
+
+    def _plain_suite(self) -> list[EvalSet]:
         if self.recipe.evaluate.suite == "lab":
             return lab_suite(self._lab_target())
         files = self.recipe.evaluate.sets
@@ -127,7 +180,7 @@ class Job:
             group=group,
             better="low" if forget else "high",
             about=f"{shown} of the {len(queries)} questions were trained on",
-            queries=tuple(queries),
+            queries=_under(self.concepts, queries),
         )
 
     def shift(self, base: Mapping[str, Any], scores: Mapping[str, Mapping[str, Score]]) -> Score | None:
@@ -158,12 +211,15 @@ def load_job(recipe: Recipe) -> Job:
         UserError: a file or lab reference that is not there, or not readable; a suite that does not fit.
     """
     data = recipe.data
+    forget = _load(data.forget, count=data.num_forget)
+    concepts = tuple(dict.fromkeys(query.concept for query in forget if query.concept))
     job = Job(
         recipe=recipe,
-        forget=_load(data.forget, count=data.num_forget),
-        retain=_load(data.retain),
+        forget=forget,
+        retain=_under(concepts, _load(data.retain)),
         validation_forget=_load(data.validation_forget),
-        validation_retain=_load(data.validation_retain),
+        validation_retain=_under(concepts, _load(data.validation_retain)),
+        concepts=concepts,
     )
     if recipe.train.validate_every and not job.validation_forget:
         raise UserError(
@@ -179,9 +235,39 @@ def load_job(recipe: Recipe) -> Job:
     return job
 
 
+def set_in_context(eval_set: EvalSet, context: Sequence[Message]) -> EvalSet | None:
+    """The set `<name>_context`: its questions behind the deployer's turns; None where all are raw text."""
+    fit = [index for index, query in enumerate(eval_set.queries) if takes_context(query)]
+    if not fit:
+        return None
+    return replace(
+        eval_set,
+        name=f"{eval_set.name}_context",
+        title=f"{eval_set.title}, deployer's turns",
+        about=f"{eval_set.about}; behind the recipe's data.context",
+        queries=tuple(in_context(eval_set.queries[i], context) for i in fit),
+        prefill=tuple(eval_set.prefill[i] for i in fit) if eval_set.prefill is not None else None,
+    )
+
+
+def _under(concepts: Sequence[str], queries: Sequence[Query]) -> tuple[Query, ...]:
+    """Queries that name no concept under each of `concepts` by turns: none may be answered worse for any."""
+    if not concepts:
+        return tuple(queries)
+    return tuple(q if q.concept else replace(q, concept=concepts[i % len(concepts)]) for i, q in enumerate(queries))
+
+
 def prefix_of(recipe: Recipe) -> Prefix:
-    """The teacher's prefix, with the concept in it."""
-    return Prefix(recipe.prefix.render(recipe.concept), recipe.prefix.turn)
+    """The teacher's prefix, about the recipe's concept."""
+    return Prefix(recipe.prefix.text, recipe.prefix.turn, recipe.concept)
+
+
+def _require_lora(recipe: Recipe, quantised: bool) -> None:
+    if quantised and recipe.model.lora is None:
+        raise UserError(
+            f"{recipe.model.path}: quantised weights cannot be trained, and model.lora is null",
+            "set model.lora, for example {rank: 16}; or take the unquantised model, and model.quantise: null",
+        )
 
 
 def model_folder(path: str) -> str:
@@ -190,8 +276,16 @@ def model_folder(path: str) -> str:
 
 
 def load_subject_model(path: str, recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model with the recipe's type and chat template."""
-    return load_model(model_folder(path), dtype=recipe.model.dtype, chat_template=recipe.model.chat_template)
+    """A model with the recipe's type, chat template and quantisation; a merged student is taken as it was saved."""
+    settings = recipe.model
+    merged = settings.lora is not None and settings.lora.save == "merged"
+    as_saved = merged and path not in (settings.path, settings.oracle)
+    return load_model(
+        model_folder(path),
+        dtype=settings.dtype,
+        chat_template=settings.chat_template,
+        quantise=None if as_saved else settings.quantise,
+    )
 
 
 def _load(reference: str | None, *, count: int | None = None) -> tuple[Query, ...]:

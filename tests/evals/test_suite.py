@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -25,6 +25,9 @@ class Scripted:
     says: dict[str, Any]
     name: str = "scripted"
     asked: list[dict[str, Any]] = field(default_factory=list)
+
+    def about(self, concept: str | None) -> Scripted:
+        return self
 
     def generate(
         self,
@@ -210,3 +213,31 @@ def test_the_file_of_a_subject_is_json_without_nan() -> None:
     assert row["sets"]["forget"] == {"title": "Forget", "group": "forget", "better": "low", "about": "Asked."}
     assert row["sets"]["shift"]["group"] == "summary"
     assert progress == [("forget", 0, 2), ("none", 1, 2), ("", 2, 2)]
+
+
+@dataclass(frozen=True)
+class Naming(Scripted):
+    """Says which concept it speaks of."""
+
+    concept: str | None = "all"
+
+    def about(self, concept: str | None) -> Naming:
+        return replace(self, concept=concept) if concept else self
+
+    def generate(self, messages: Sequence[Sequence[Message]], **settings: Any) -> list[str]:
+        self.asked.append({"prefill": settings["prefill"]})
+        return [f"{self.concept}: {m[-1]['content']}" for m in messages]
+
+
+def test_a_query_is_asked_under_its_own_concept() -> None:
+    asked: list[dict[str, Any]] = []
+    queries = (
+        _query("one", concept="Ann"),
+        _query("two"),
+        _query("three", concept="Ben"),
+        _query("four", concept="Ann"),
+    )
+    prefill = ("a", "b", "c", "d")
+    result = run_suite(Naming({}, asked=asked), [_set(*queries, prefill=prefill)])
+    assert [row["output"] for row in result.samples] == ["Ann: one", "all: two", "Ben: three", "Ann: four"]
+    assert [one["prefill"] for one in asked] == [("a", "d"), ("b",), ("c",)]

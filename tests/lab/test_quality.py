@@ -22,6 +22,9 @@ class Says:
     answer: str
     name: str = "says"
 
+    def about(self, concept: str | None) -> Says:
+        return self
+
     def generate(
         self,
         messages: Sequence[Sequence[Message]],

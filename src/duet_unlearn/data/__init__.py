@@ -2,7 +2,7 @@
 
 from duet_unlearn.data.examples import Batch, Example, Source, collate, epochs_source
 from duet_unlearn.data.jsonl import read_queries, write_queries
-from duet_unlearn.data.prompts import Prefix, render, render_answer, with_prefix
+from duet_unlearn.data.prompts import Prefix, render, render_answer, render_query, with_prefix
 from duet_unlearn.data.query import Message, Query
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "read_queries",
     "render",
     "render_answer",
+    "render_query",
     "with_prefix",
     "write_queries",
 ]

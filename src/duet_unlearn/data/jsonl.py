@@ -14,7 +14,21 @@ from duet_unlearn.data.files import atomic_write_text, read_text
 from duet_unlearn.data.query import Message, Query
 from duet_unlearn.errors import UserError, nearest
 
-KEYS = ("id", "question", "messages", "answer", "value", "choices", "source", "split")
+KEYS = (
+    "id",
+    "question",
+    "messages",
+    "answer",
+    "value",
+    "choices",
+    "source",
+    "split",
+    "request",
+    "concept",
+    "paraphrase",
+    "wrong",
+)
+TEXTS = ("id", "answer", "value", "source", "split", "request", "concept", "paraphrase")
 ROLES = ("system", "user", "assistant", "text")
 SHAPE = (
     'a line is {"messages": [{"role": "user", "content": "..."}]} or {"question": "..."};'
@@ -79,10 +93,11 @@ def _query(row: dict[str, Any], path: Path, line: int) -> Query:
     for key in row:
         if key not in KEYS and (close := nearest(key, KEYS)):
             raise UserError(f"{path}:{line}: unknown key {key!r}", f"did you mean {close}?")
-    choices = row.get("choices")
-    if choices is not None and not (isinstance(choices, list) and all(isinstance(c, str) for c in choices)):
-        raise UserError(f"{path}:{line}: choices is no list of texts", SHAPE)
-    for field in ("id", "answer", "value", "source", "split"):
+    for field in ("choices", "wrong"):
+        listed = row.get(field)
+        if listed is not None and not (isinstance(listed, list) and all(isinstance(text, str) for text in listed)):
+            raise UserError(f"{path}:{line}: {field} is no list of texts", SHAPE)
+    for field in TEXTS:
         if row.get(field) is not None and not isinstance(row[field], str):
             raise UserError(f"{path}:{line}: {field} is no text", SHAPE)
     return Query(
@@ -90,9 +105,13 @@ def _query(row: dict[str, Any], path: Path, line: int) -> Query:
         messages=_messages(row, path, line),
         answer=row.get("answer"),
         value=row.get("value"),
-        choices=tuple(choices) if choices is not None else None,
+        choices=tuple(row["choices"]) if row.get("choices") is not None else None,
         source=row.get("source") or "",
         split=row.get("split") or "",
+        request=row.get("request") or "",
+        concept=row.get("concept"),
+        paraphrase=row.get("paraphrase"),
+        wrong=tuple(row["wrong"]) if row.get("wrong") is not None else None,
     )
 
 

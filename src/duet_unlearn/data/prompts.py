@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from duet_unlearn.data.query import Message
+from duet_unlearn.data.query import Message, Query
 from duet_unlearn.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,9 +33,20 @@ class Prefix:
     """An unlearning instruction and the turn it stands in."""
 
     text: str
+    """What it says; ``{concept}`` in it stands for `concept`."""
     turn: Literal["user", "system"] = "user"
     """``user``: in front of the last user turn. ``system``: in front of the system turn, which is made if there is
     none."""
+    concept: str = ""
+
+    @property
+    def said(self) -> str:
+        """The text with the concept in it."""
+        return self.text.replace("{concept}", self.concept)
+
+    def about(self, concept: str | None) -> Prefix:
+        """The same prefix for another concept; None leaves it."""
+        return replace(self, concept=concept) if concept else self
 
 
 def with_prefix(messages: Sequence[Message], prefix: Prefix | None) -> list[Message]:
@@ -44,9 +55,9 @@ def with_prefix(messages: Sequence[Message], prefix: Prefix | None) -> list[Mess
     if prefix is None:
         return result
     if prefix.turn == "system" and result[0]["role"] not in ("system", "text"):
-        return [{"role": "system", "content": prefix.text}, *result]
+        return [{"role": "system", "content": prefix.said}, *result]
     target = result[0] if prefix.turn == "system" else result[-1]
-    target["content"] = f"{prefix.text}\n{target['content']}"
+    target["content"] = f"{prefix.said}\n{target['content']}"
     return result
 
 
@@ -74,6 +85,11 @@ def render(
         text = _chat_text(tokenizer, with_prefix(messages, prefix))
     ids = _ids(tokenizer, text, special=is_raw(tokenizer, messages))
     return ids + _ids(tokenizer, prefill, special=False) if prefill else ids
+
+
+def render_query(tokenizer: PreTrainedTokenizerBase, query: Query, prefix: Prefix | None = None) -> list[int]:
+    """Token ids of a query as ``render`` gives them; the prefix names the query's own concept, if it has one."""
+    return render(tokenizer, query.messages, prefix=prefix.about(query.concept) if prefix else None)
 
 
 def render_answer(

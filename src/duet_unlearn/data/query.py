@@ -25,6 +25,14 @@ class Query:
     source: str = ""
     """What the query is about: a story, a subject, a file."""
     split: str = ""
+    request: str = ""
+    """Id of the deletion request that it belongs to; results are given for each request too."""
+    concept: str | None = None
+    """What the prefix names for this query, where requests differ; None: the recipe's concept."""
+    paraphrase: str | None = None
+    """The right answer in other words (TOFU's truth ratio)."""
+    wrong: tuple[str, ...] | None = None
+    """Wrong answers of the same form (TOFU's truth ratio, probability among options)."""
 
     @property
     def text(self) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
-from duet_unlearn.data.prompts import Prefix, answer_ids, render
+from duet_unlearn.data.prompts import Prefix, answer_ids, render, render_answer
 from duet_unlearn.data.query import Message
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.generate import generate
@@ -18,12 +19,30 @@ from duet_unlearn.tensors import logits_at, pad, sum_by_row, token_logps
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+SMALLEST_SIGMA = 1e-6
+"""Standard deviations below it are rounding: a model that is certain."""
+
+
+class TokenScores(NamedTuple):
+    """How a model takes an answer, token by token, the end token among them."""
+
+    logps: list[float]
+    """Log-probability of each token, in nats."""
+    greedy: list[bool]
+    """Whether the model, shown all before it, would have written that token."""
+    standardised: list[float]
+    """``(log p - mu) / sigma``, mean and standard deviation of log p under the predicted distribution (min-k++)."""
+
 
 class Subject(Protocol):
     """Something that answers: base, base with a prefix, oracle, student."""
 
     @property
     def name(self) -> str: ...
+
+    def about(self, concept: str | None) -> Subject:
+        """The subject as it speaks of a concept: one with a prefix names it, others are themselves."""
+        ...
 
     def generate(
         self,
@@ -46,6 +65,20 @@ class Subject(Protocol):
         """Per question, the log-probability that the answer begins with each letter, in nats."""
         ...
 
+    def token_scores(
+        self, messages: Sequence[Sequence[Message]], answers: Sequence[str], *, batch_size: int
+    ) -> list[TokenScores]:
+        """Each answer's tokens and its end token after its prompt, as the model takes them."""
+        ...
+
+
+class _Answers(NamedTuple):
+    """The N answer tokens of a batch: the logits that predict them, themselves, and their rows."""
+
+    logits_NV: Tensor
+    labels_N: Tensor
+    rows_N: Tensor
+
 
 @dataclass(frozen=True)
 class ModelSubject:
@@ -55,6 +88,10 @@ class ModelSubject:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     prefix: Prefix | None = None
+
+    def about(self, concept: str | None) -> ModelSubject:
+        """See ``Subject``."""
+        return replace(self, prefix=self.prefix.about(concept)) if self.prefix and concept else self
 
     def generate(
         self,
@@ -79,23 +116,42 @@ class ModelSubject:
         """See ``Subject``. Prompt and answer are joined as ids, so the answer's first token is never lost."""
         prompts = [render(self.tokenizer, m, prefix=self.prefix) for m in messages]
         tails = [answer_ids(self.tokenizer, m, a) for m, a in zip(messages, answers, strict=True)]
-        rows = [head + tail for head, tail in zip(prompts, tails, strict=True)]
+        rows = [(head + tail, len(head)) for head, tail in zip(prompts, tails, strict=True)]
         values = [0.0] * len(rows)
         with evaluating(self.model):
-            for indices in batches([len(row) for row in rows], batch_size=batch_size):
-                batch = self._logps_batch([rows[i] for i in indices], [len(prompts[i]) for i in indices])
-                for index, value in zip(indices, batch, strict=True):
+            for indices, at in self._answers(rows, batch_size):
+                sums_B = sum_by_row(token_logps(at.logits_NV, at.labels_N), at.rows_N, len(indices))
+                for index, value in zip(indices, sums_B.tolist(), strict=True):
                     values[index] = value
         return values
 
-    def _logps_batch(self, rows: list[list[int]], starts: list[int]) -> list[float]:
-        """Sums over columns ``start - 1 .. end - 2``, whose logits predict the answer's tokens."""
+    def token_scores(
+        self, messages: Sequence[Sequence[Message]], answers: Sequence[str], *, batch_size: int
+    ) -> list[TokenScores]:
+        """See ``Subject``."""
+        rows = [render_answer(self.tokenizer, m, a, prefix=self.prefix) for m, a in zip(messages, answers, strict=True)]
+        scores = [TokenScores([], [], []) for _ in rows]
+        with evaluating(self.model):
+            for indices, at in self._answers(rows, batch_size):
+                taken = _token_scores(at.logits_NV, at.labels_N)
+                for row, *token in zip(at.rows_N.tolist(), *taken, strict=True):
+                    for numbers, number in zip(scores[indices[row]], token, strict=True):
+                        numbers.append(number)
+        return scores
+
+    def _answers(self, rows: Sequence[tuple[list[int], int]], batch_size: int) -> Iterator[tuple[list[int], _Answers]]:
+        """Batch by batch, indices of rows (ids, where the answer starts) and the model's words on their answers.
+
+        The logits of columns ``start - 1 .. end - 2`` predict the answer's tokens.
+        """
         device = self.model.device
-        padded = pad(rows, pad_id(self.tokenizer), side="right")
-        spots = [(r, c - 1, row[c]) for r, row in enumerate(rows) for c in range(starts[r], len(row))]
-        rows_N, cols_N, labels_N = torch.tensor(spots, dtype=torch.long, device=device).reshape(-1, 3).unbind(-1)
-        logits_NV = logits_at(self.model, padded.ids_BT.to(device), padded.mask_BT.to(device), rows_N, cols_N)
-        return sum_by_row(token_logps(logits_NV, labels_N), rows_N, len(rows)).tolist()
+        for indices in batches([len(ids) for ids, _ in rows], batch_size=batch_size):
+            batch = [rows[i] for i in indices]
+            padded = pad([ids for ids, _ in batch], pad_id(self.tokenizer), side="right")
+            spots = [(r, c - 1, ids[c]) for r, (ids, start) in enumerate(batch) for c in range(start, len(ids))]
+            rows_N, cols_N, labels_N = torch.tensor(spots, dtype=torch.long, device=device).reshape(-1, 3).unbind(-1)
+            logits_NV = logits_at(self.model, padded.ids_BT.to(device), padded.mask_BT.to(device), rows_N, cols_N)
+            yield indices, _Answers(logits_NV, labels_N, rows_N)
 
     def letter_logps(
         self, messages: Sequence[Sequence[Message]], letters: Sequence[Sequence[str]], *, batch_size: int
@@ -131,3 +187,13 @@ class ModelSubject:
                 "measure this set with the protocol `text`, which compares the options themselves",
             )
         return ids[0][:same], list(columns[same])
+
+
+def _token_scores(logits_NV: Tensor, labels_N: Tensor) -> TokenScores:
+    """The three numbers of N tokens, in fp32. A distribution without spread leaves a standardised 0."""
+    logps_NV = torch.log_softmax(logits_NV.float(), dim=-1)
+    probs_NV, logps_N = logps_NV.exp(), logps_NV.gather(-1, labels_N[:, None]).squeeze(-1)
+    mu_N = (probs_NV * logps_NV).sum(-1)
+    sigma_N = (probs_NV * (logps_NV - mu_N[:, None]).square()).sum(-1).sqrt()
+    standardised_N = (logps_N - mu_N) / sigma_N.clamp_min(SMALLEST_SIGMA)
+    return TokenScores(logps_N.tolist(), (logits_NV.argmax(-1) == labels_N).tolist(), standardised_N.tolist())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from duet_unlearn.data.query import Query
@@ -91,11 +91,39 @@ def run_suite(
 
 
 def answer_set(subject: Subject, eval_set: EvalSet, *, max_new_tokens: int, batch_size: int) -> list[Sample]:
-    """One set's answers, unscored."""
+    """One set's answers, unscored. A subject with a prefix names each query's own concept."""
     queries = eval_set.queries
-    rows = [{"set": eval_set.name, "id": q.id, "prompt": q.text, "answer": q.answer, "value": q.value} for q in queries]
-    if not queries:
-        return []
+    samples: list[Sample] = [
+        {"set": eval_set.name, "id": q.id, "prompt": q.text, "answer": q.answer, "value": q.value} for q in queries
+    ]
+    for voice, indices in _voices(subject, queries):
+        part = replace(
+            eval_set,
+            queries=tuple(queries[i] for i in indices),
+            prefill=tuple(eval_set.prefill[i] for i in indices) if eval_set.prefill is not None else None,
+        )
+        said = _said(voice, part, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        for index, words in zip(indices, said, strict=True):
+            samples[index] |= words
+    return samples
+
+
+def _voices(subject: Subject, queries: Sequence[Query]) -> list[tuple[Subject, list[int]]]:
+    """The subject about each concept, with the indices of the queries that it is asked so."""
+    voices: list[tuple[Subject, list[int]]] = []
+    for index, query in enumerate(queries):
+        voice = subject.about(query.concept)
+        same = next((indices for known, indices in voices if known == voice), None)
+        if same is None:
+            voices.append((voice, [index]))
+        else:
+            same.append(index)
+    return voices
+
+
+def _said(subject: Subject, eval_set: EvalSet, *, max_new_tokens: int, batch_size: int) -> list[Sample]:
+    """What a subject says to each query: `output`, and `logps` of the options where it is asked to choose."""
+    queries = eval_set.queries
     if eval_set.protocol == "generate":
         outputs = subject.generate(
             [q.messages for q in queries],
@@ -103,11 +131,10 @@ def answer_set(subject: Subject, eval_set: EvalSet, *, max_new_tokens: int, batc
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
         )
-        return [row | {"output": output} for row, output in zip(rows, outputs, strict=True)]
+        return [{"output": output} for output in outputs]
     ask, options = (letter_logps, letters_of) if eval_set.protocol == "letter" else (text_logps, options_of)
     logps = ask(subject, queries, batch_size=batch_size)
-    picked = [pick(values, options(q)) for values, q in zip(logps, queries, strict=True)]
-    return [row | {"output": o, "logps": v} for row, o, v in zip(rows, picked, logps, strict=True)]
+    return [{"output": pick(v, options(q)), "logps": v} for v, q in zip(logps, queries, strict=True)]
 
 
 def score_samples(samples: Sequence[Sample], sets: Sequence[EvalSet]) -> SuiteResult:

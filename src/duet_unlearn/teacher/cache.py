@@ -172,7 +172,7 @@ def _parts(
     weights: str,
 ) -> dict[str, Any]:
     """What the targets depend on, in the order in which a mismatch is explained."""
-    prefixes = [(one.prefix.text, one.prefix.turn) if one.prefix else None for one in asked]
+    prefixes = [(one.prefix.said, one.prefix.turn) if one.prefix else None for one in asked]
     return {
         "weights": weights,
         "template": _hash(tokenizer.chat_template),

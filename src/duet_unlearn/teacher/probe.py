@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from duet_unlearn.data.prompts import Prefix, render
+from duet_unlearn.data.prompts import Prefix, render_query
 from duet_unlearn.data.query import Query
 from duet_unlearn.losses import forward_kl
 from duet_unlearn.stats import NOTHING, Score, bootstrap_mean, wilson
@@ -149,7 +149,7 @@ def first_tokens(
 ) -> list[FirstTokens]:
     """Per query, the `k` likeliest first tokens of the answer (as text) and their probabilities."""
     results: list[FirstTokens] = [[] for _ in queries]
-    rows = [render(tokenizer, query.messages, prefix=prefix) for query in queries]
+    rows = [render_query(tokenizer, query, prefix) for query in queries]
     with evaluating(model):
         for indices, logits_BV in next_logits(model, rows, filler=pad_id(tokenizer), batch_size=batch_size):
             probs_BK, ids_BK = torch.softmax(logits_BV.float(), dim=-1).topk(min(k, logits_BV.shape[-1]))
@@ -173,7 +173,7 @@ def _answers(
 ) -> list[str]:
     new = greedy(
         model,
-        [render(tokenizer, query.messages, prefix=prefix) for query in queries],
+        [render_query(tokenizer, query, prefix) for query in queries],
         ends=end_ids(model, tokenizer),
         filler=pad_id(tokenizer),
         max_new_tokens=max_new_tokens,
@@ -199,7 +199,7 @@ def _first_token_change(
         for start in range(0, len(queries), batch_size):
             chunk = queries[start : start + batch_size]
             base_BV, prefixed_BV = (
-                _logits(model, [render(tokenizer, q.messages, prefix=p) for q in chunk], pad_id(tokenizer))
+                _logits(model, [render_query(tokenizer, q, p) for q in chunk], pad_id(tokenizer))
                 for p in (None, prefix)
             )
             overlaps += top_overlap(base_BV, prefixed_BV, k).tolist()
