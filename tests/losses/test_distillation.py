@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from duet_unlearn.losses import cross_entropy, forward_kl, topk_huber
+from duet_unlearn.losses import bild, cross_entropy, demoted, forward_kl, gkd, push_down, reverse_kl, topk_huber
 from duet_unlearn.tensors import gather, topk
 
 STUDENT = torch.tensor([[1.0, 2.0, -4.0], [0.0, 0.0, 0.0]])
@@ -124,3 +124,56 @@ def test_finite_at_extreme_logits(loss: type) -> None:
 def test_a_position_is_worth_the_same_alone_and_among_others(loss: type) -> None:
     student, teacher = random(6, 5, seed=0), random(6, 5, seed=1)
     torch.testing.assert_close(loss(student, teacher)[2:4], loss(student[2:4], teacher[2:4]))
+
+
+def test_reverse_kl_is_the_other_direction() -> None:
+    student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3.0), 0.0]])
+    assert reverse_kl(student, teacher).tolist() == pytest.approx([0.5 * math.log(2 / 3) + 0.5 * math.log(2.0)])
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+def test_gkd_is_trls(beta: float) -> None:
+    trainer = pytest.importorskip("trl.experimental.gkd.gkd_trainer")
+    student, teacher = random(5, 9, seed=0).float(), random(5, 9, seed=1).float()
+    theirs = trainer.GKDTrainer.generalized_jsd_loss(student[None], teacher[None], beta=beta, reduction="sum")
+    assert gkd(student, teacher, beta=beta).sum().item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_push_down_by_hand() -> None:
+    # Student's top 2: tokens 2 and 0; teacher's: 0 and 1. Outside: token 2, 4.0 against 1.0: 3 - 0.5.
+    student, teacher = torch.tensor([[3.0, 0.0, 4.0]]), torch.tensor([[5.0, 2.0, 1.0]])
+    assert push_down(student, teacher, k=2).tolist() == pytest.approx([2.5])
+
+
+def test_push_down_never_pulls_up_and_leaves_what_the_teacher_holds() -> None:
+    lower = torch.tensor([[3.0, 0.0, 0.5]])  # token 2 is in the student's top 2 and below the teacher's logit
+    assert push_down(lower, torch.tensor([[5.0, 2.0, 1.0]]), k=2).item() == 0.0
+    assert push_down(lower, lower, k=2).item() == 0.0
+    student = torch.tensor([[3.0, 0.0, 4.0]], requires_grad=True)
+    push_down(student, torch.tensor([[5.0, 2.0, 1.0]]), k=2).sum().backward()
+    assert student.grad is not None
+    assert student.grad.tolist() == [[0.0, 0.0, 1.0]]
+
+
+def test_bild_written_out() -> None:
+    student, teacher = random(2, 7, seed=0).float(), random(2, 7, seed=1).float()
+    for n in range(2):
+        expected = 0.0
+        for led in (teacher, student):
+            ids = led[n].topk(3).indices.tolist()
+            pairs = [(ids[0], ids[1]), (ids[0], ids[2]), (ids[1], ids[2])]
+            s = torch.stack([(student[n, i] - student[n, j]) / 3.0 for i, j in pairs]).softmax(-1)
+            t = torch.stack([(teacher[n, i] - teacher[n, j]) / 3.0 for i, j in pairs]).softmax(-1)
+            expected += float((t * (t / s).log()).sum())
+        assert bild(student, teacher, k=3)[n].item() == pytest.approx(expected, rel=1e-4)
+    assert bild(student + 2.0, student, k=3).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+
+
+def test_demoted_tokens_are_gone_and_the_rest_renormalised() -> None:
+    teacher = torch.tensor([[math.log(2.0), 0.0, 0.0], [1.0, 2.0, 3.0]])
+    mask = torch.tensor([[True, False, False], [False, False, False]])
+    target = demoted(teacher, mask)
+    assert target.softmax(-1)[0].tolist() == pytest.approx([0.0, 0.5, 0.5])
+    assert target[1].tolist() == teacher[1].tolist()
+    value = forward_kl(torch.zeros(2, 3), target)
+    assert value[0].item() == pytest.approx(math.log(1.5))
