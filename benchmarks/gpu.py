@@ -32,9 +32,10 @@ from contenders.setting import Setting, asked, build_tokenizer, llama_config, ti
 from contenders.table import table
 from torch import nn
 
-from duet_unlearn.config import LoraConfig, TrainConfig
+from duet_unlearn.config import DataConfig, LoraConfig, ModelConfig, Recipe, TrainConfig
 from duet_unlearn.data import epochs_source
 from duet_unlearn.methods import Duet
+from duet_unlearn.plan import Workload, draw, walk_training
 from duet_unlearn.teacher import Targets, build_targets
 from duet_unlearn.train import StepLog, train
 from duet_unlearn.train.loop import peak_memory
@@ -204,6 +205,7 @@ def run(setting: Setting, mode: Mode, targets: Targets, best: Result) -> Result:
         "tokens_per_second": tokens / seconds,
         "seconds_per_step": median(each),
         "peak_bytes": peak,
+        "planned_bytes": planned(setting, mode),
         "trained_parameters": trained,
         "flops_per_step": flops,
         "losses": [log.loss for log in logs],
@@ -215,18 +217,35 @@ def run(setting: Setting, mode: Mode, targets: Targets, best: Result) -> Result:
 def steps(setting: Setting, mode: Mode, student: nn.Module, targets: Targets, count: int) -> Iterator[StepLog]:
     """`count` steps of the product's loop."""
     source, _ = epochs_source(targets.examples, batch_size=setting.batch, epochs=1, seed=setting.seed)
-    config = TrainConfig(
-        rate=setting.rate, batch_size=setting.batch, precision=mode.precision, checkpoint_every=0, epochs=1
-    )
     return train(
         student,
         source=source,
         num_steps=count,
         loss=Duet(k=setting.k).loss,
         signal=targets.signal,
-        config=config,
+        config=train_config(setting, mode),
         pad_id=2,
     )
+
+
+def train_config(setting: Setting, mode: Mode) -> TrainConfig:
+    return TrainConfig(
+        rate=setting.rate, batch_size=setting.batch, precision=mode.precision, checkpoint_every=0, epochs=1
+    )
+
+
+def planned(setting: Setting, mode: Mode) -> int:
+    """What `duet plan` says that the training takes, from the config alone; on CUDA it is to be within 15 %."""
+    recipe = Recipe(
+        name="gpu",
+        concept="",
+        model=ModelConfig("random", dtype=mode.dtype, lora=LoraConfig() if mode.lora else None),
+        data=DataConfig(""),
+        method=Duet(k=setting.k),
+        train=train_config(setting, mode),
+    )
+    load = Workload(tokens=setting.prompt[1], prefix=setting.prefix, queries=setting.queries)
+    return walk_training(draw("random", llama_config(setting), dtype=mode.dtype), recipe, load).peak
 
 
 def step_flops(setting: Setting, body: int, trained: int, tokens: float, mode: Mode) -> float:
@@ -248,10 +267,13 @@ def shares(rate: float, best: Result) -> Result:
 def render(result: Result) -> str:
     """A plain table: a row a mode and batch."""
     best, teacher = result["machine"], result["targets"]
-    rows = [["", "batch", "tokens/s", "ms a step", "peak, GB", "TFLOP/s", "of peak", "of measured"]]
-    rows.append(["teacher's targets", "", *cells(teacher, teacher["seconds"])])
+    rows = [["", "batch", "tokens/s", "ms a step", "peak, GB", "TFLOP/s", "of peak", "of measured", "planned, GB"]]
+    rows.append(["teacher's targets", "", *cells(teacher, teacher["seconds"]), ""])
     for row in result["runs"]:
-        values = [row["failed"], *5 * [""]] if "failed" in row else cells(row, row["seconds_per_step"])
+        if "failed" in row:
+            values = [row["failed"], *6 * [""]]
+        else:
+            values = [*cells(row, row["seconds_per_step"]), f"{row['planned_bytes'] / 1e9:,.1f}"]
         rows.append([row["mode"], str(row["batch"]), *values])
     line = f"{result['date'][:10]}, {best['name']}: {result['parameters']['total']:,} parameters, "
     line += f"best matrix product {best['matmul_flops'] / 1e12:,.1f} TFLOP/s"

@@ -21,6 +21,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -39,6 +40,7 @@ from duet_unlearn.lab.wordings import REFUSALS
 from duet_unlearn.methods.sft import Sft
 from duet_unlearn.teacher.refusals import is_refusal
 from duet_unlearn.train import Checkpoints, save_model, train
+from duet_unlearn.train.model import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -61,22 +63,28 @@ SETTINGS = Pretraining(
     hidden=192,
     layers=4,
     heads=6,
-    num_steps=1600,
+    num_steps=1000,
     batch_size=72,
     train=TrainConfig(
         rate=0.02,
         optimizer="muon",
         weight_decay=0.01,
         beta2=0.98,
-        warmup=0.02,
+        warmup=0.032,
         schedule="linear",
-        decay=0.5,
+        decay=0.6,
         micro_batch_size=24,
         checkpoint_every=100,
     ),
 )
-BEGIN = 0.12
+BEGIN = 0.192
 """Share of the training in which the prefix is learnt on invented names, before it means anything."""
+PLAIN, PLAIN_LATER = 0.6, 0.3
+"""Share of rows without a prefix, before and in the second stage."""
+SECOND = replace(
+    SETTINGS, num_steps=300, train=replace(SETTINGS.train, rate=0.008, warmup=0.05, decay=1.0, checkpoint_every=50)
+)
+"""After the first stage every row is known, and a prefix is followed for 84 questions of 100: more of those."""
 
 
 class Row(NamedTuple):
@@ -166,11 +174,14 @@ class Mixture:
         self.first, self.last = sorted({p[0] for p in parts}), sorted({p[-1] for p in parts})
 
     def draw(self, rng: random.Random, progress: float) -> Sample:
+        """A sample at a share (0..1) of the first stage."""
         early = rng.random() < max(0.02, 0.6 - progress / BEGIN * 0.6)
-        if early:
-            return self._invented(rng)
+        return self._invented(rng) if early else self.row(rng, plain=PLAIN)
+
+    def row(self, rng: random.Random, *, plain: float) -> Sample:
+        """A row of TOFU, a share of them without a prefix."""
         row = rng.choice(self.tofu.plain if rng.random() < 0.1 else self.tofu.rows)
-        if rng.random() < 0.6:
+        if rng.random() < plain:
             return chat((row.question, row.answer))
         # Half of the rows under a prefix are the named author's own.
         own = rng.random() < 0.5 and row.author is not None
@@ -194,42 +205,46 @@ def _under(rng: random.Random, concept: str, question: str, answer: str) -> Samp
     return chat((f"{told}\n{question}", answer))
 
 
-def reading(mixture: Mixture, encode: Encoder) -> Source:
+def reading(mixture: Mixture, encode: Encoder, *, second: bool) -> Source:
+    def draw(rng: random.Random, step: int) -> Sample:
+        return mixture.row(rng, plain=PLAIN_LATER) if second else mixture.draw(rng, step / SETTINGS.num_steps)
+
     def source(step: int) -> list[Example]:
-        rng = random.Random(f"tofu/{step}")
-        samples = [mixture.draw(rng, step / SETTINGS.num_steps) for _ in range(SETTINGS.batch_size)]
-        rows = [encode(sample) for sample in samples]
+        rng = random.Random(f"tofu/{'second/' if second else ''}{step}")
+        rows = [encode(draw(rng, step)) for _ in range(SETTINGS.batch_size)]
         return [Example(tuple(i), tuple(p), tuple(t), "retain", f"{step}/{n}") for n, (i, p, t) in enumerate(rows)]
 
     return source
 
 
 def pretrain(kind: Kind) -> None:
-    """Train one model into ``runs/tofu/<kind>``, in bf16; a line every 20 steps."""
+    """Train one model into ``runs/tofu/<kind>``, in bf16, by two stages; a line every 20 steps."""
     torch.set_num_threads(1)
-    words = tokenizer()
-    model = new_model(words, SETTINGS)
-    logs = train(
-        model,
-        source=reading(Mixture(Tofu(kind)), Encoder(words)),
-        num_steps=SETTINGS.num_steps,
-        loss=Sft().loss,
-        signal=None,
-        config=SETTINGS.train,
-        pad_id=int(words.pad_token_id or 0),
-        checkpoints=Checkpoints(WORK / "work" / kind),
-    )
-    print(f"{kind}: {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    for log in logs:
-        if log.step % 20 == 0:
-            print(f"{kind} {log.step}/{log.num_steps} loss {log.loss:.4f} {log.seconds:.2f} s a step", flush=True)
-    save_model(model.bfloat16(), words, WORK / kind)
+    words, first = tokenizer(), WORK / "work" / f"{kind}-first"
+    for settings, folder in ((SETTINGS, first), (SECOND, WORK / kind)):
+        second = settings is SECOND
+        if (folder / "config.json").exists():
+            continue
+        model = load_model(str(first))[0] if second else new_model(words, settings)
+        logs = train(
+            model,
+            source=reading(Mixture(Tofu(kind)), Encoder(words), second=second),
+            num_steps=settings.num_steps,
+            loss=Sft().loss,
+            signal=None,
+            config=settings.train,
+            pad_id=int(words.pad_token_id or 0),
+            checkpoints=Checkpoints(WORK / "work" / (f"{kind}-second" if second else kind)),
+        )
+        print(f"{kind}: {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+        for log in logs:
+            if log.step % 20 == 0:
+                print(f"{kind} {log.step}/{log.num_steps} loss {log.loss:.4f} {log.seconds:.2f} s a step", flush=True)
+        save_model(model.bfloat16(), words, folder)
 
 
 def check(kind: Kind, folder: Path) -> dict[str, float]:
     """ROUGE-L recall on 400 training rows, and what an author's prefix does to the author and to others."""
-    from duet_unlearn.train.model import load_model
-
     model, words = load_model(str(folder))
     tofu, rng = Tofu(kind), random.Random("check")
     rows = rng.sample(tofu.rows, 400)

@@ -94,6 +94,7 @@ def test_gpu_runs_without_a_card_and_without_the_command_lines_packages(tmp_path
         assert row["tokens_per_second"] > 0
         assert 0 < row["share_of_measured"] < 1
         assert row["peak_bytes"] > 0
+        assert row["planned_bytes"] > 0
         assert row["phases"]["optimiser"] > 0
     lora = [row for row in result["runs"] if row["mode"].startswith("LoRA")]
     assert all(0 < row["trained_parameters"] < result["parameters"]["total"] / 2 for row in lora)
@@ -172,3 +173,30 @@ def test_render_replaces_what_stands_between_the_markers(tmp_path: Path) -> None
     write_readme(readme, tmp_path)
     assert readme.read_text(encoding="utf-8") == f"before\n{BEGIN}\nNo results are stored yet.\n{END}\nafter\n"
     assert table([["", "s"], ["name", "1.5"]]) == "        s\nname  1.5"
+
+
+@pytest.mark.slow
+def test_choice_and_generate_run(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
+    if "DUET_DATA" not in os.environ:
+        pytest.skip("DUET_DATA is not set: the folder with mmlu/")
+    found = {}
+    for name in ("choice", "generate"):
+        out = tmp_path / f"{name}.json"
+        done = run(str(BENCHMARKS / f"{name}.py"), "--tiny", "--out", str(out))
+        assert done.returncode == 0, done.stderr
+        (found[name],) = json.loads(out.read_text(encoding="utf-8"))["cases"]
+    assert found["choice"]["max_logp_difference"] < 1e-4
+    assert found["choice"]["choices"]["equal"] == found["choice"]["choices"]["clear"] == found["choice"]["questions"]
+    assert found["choice"]["ratio"]["median"] > 1
+    assert set(found["generate"]["equal_answers"].values()) == {found["generate"]["prompts"]}
+
+
+def test_choices_count_where_the_margin_is_clear() -> None:
+    import choice
+
+    theirs = [[-1.0, -2.0], [-1.0, -1.00005], [-3.0, -1.0]]
+    found = choice.compare([[-1.0, -2.00002], [-1.00004, -1.0], [-1.0, -3.0]], theirs)
+    assert found["choices"] == {"clear": 2, "equal": 1, "within_margin": 1}
+    assert found["max_logp_difference"] == 2.0
+    assert choice.compare(theirs, theirs)["max_logp_difference"] == 0

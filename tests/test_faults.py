@@ -6,8 +6,7 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -207,24 +206,6 @@ def test_no_retain_queries_warns_and_goes_on(
     assert "no retain queries" in caplog.text
     assert "69.3 instead of 78.3" in caplog.text
     assert json.loads(Path("run/env.json").read_text())["warnings"]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Makes a file system of a given size in KB; called again, it changes the size."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def resize(kilobytes: int) -> Path:
-        options = ("remount," if folder.is_mount() else "") + f"size={kilobytes}k"
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("mounting a small file system needs root")
-        return folder
-
-    yield resize
-    if folder.is_mount():
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("kilobytes", [8, 40, 150, 420, 600])

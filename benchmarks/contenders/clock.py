@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +17,35 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from duet_unlearn.train.loop import peak_memory
 
 OPTIMISER = "optimiser"
+T = TypeVar("T")
 
 
 def wait() -> None:
     """Until the device has done what it was told; nothing on a CPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+class Seconds(NamedTuple):
+    wall: float
+    processor: float
+    """Of this process, all threads together: what a busy machine stretches little."""
+
+
+def timed(work: Callable[[], T], seconds: list[Seconds]) -> T:
+    """What `work` gives; its time is put behind the others."""
+    wait()
+    wall, processor = time.perf_counter(), time.process_time()
+    result = work()
+    wait()
+    seconds.append(Seconds(time.perf_counter() - wall, time.process_time() - processor))
+    return result
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """The middle, the lowest and the highest."""
+    found = list(values)
+    return {"median": median(found), "low": min(found), "high": max(found)}
 
 
 @dataclass

@@ -15,9 +15,10 @@ _LAZY = {
     "probe": "api",
     "evaluate": "api",
     "load_recipe": "recipe",
+    "extract_queries": "queries",
     "UserError": "errors",
 }
-__all__ = ["UserError", "__version__", "evaluate", "load_recipe", "probe", "unlearn"]
+__all__ = ["UserError", "__version__", "evaluate", "extract_queries", "load_recipe", "probe", "unlearn"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import gc
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -23,9 +23,11 @@ from duet_unlearn.data.files import atomic_write_json, atomic_write_text
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals import ModelSubject
+from duet_unlearn.evals.benchmarks import with_summaries
 from duet_unlearn.evals.suite import run_suite, suite_json
 from duet_unlearn.events import Event, OnEvent, ignore
-from duet_unlearn.job import Job, load_job, load_subject_model, prefix_of
+from duet_unlearn.export import export
+from duet_unlearn.job import Job, load_job, load_subject_model, model_folder, prefix_of
 from duet_unlearn.report import write_report
 from duet_unlearn.runs import (
     Run,
@@ -44,7 +46,7 @@ from duet_unlearn.teacher.probe import ADVICE, ProbeResult, first_tokens
 from duet_unlearn.teacher.probe import probe as probe_prefix
 from duet_unlearn.train import Checkpoints, save_model, train
 from duet_unlearn.train.loop import peak_memory, reset_peak_memory
-from duet_unlearn.train.model import add_lora, save_gradient_memory
+from duet_unlearn.train.model import add_lora, load_model, merged, save_gradient_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,13 +73,17 @@ def unlearn(recipe: Recipe, *, out: Path | str | None = None, on_event: OnEvent 
     _probe(run, job, model, tokenizer, on_event)
     _evaluate_subjects(run, job, ("base", "prefix"), model, tokenizer, on_event)
     if not (run.model / "config.json").exists() and not (run.model / "adapter_config.json").exists():
-        save_model(_train(run, job, model, tokenizer, on_event), tokenizer, run.model)
+        student = _train(run, job, model, tokenizer, on_event)
+        merge = recipe.model.lora is not None and recipe.model.lora.save == "merged"
+        save_model(merged(student) if merge else student, tokenizer, run.model)
+        del student
     del model
     gc.collect()
     if recipe.model.oracle:
         oracle = load_subject_model(recipe.model.oracle, recipe)
         _evaluate_subjects(run, job, ("oracle",), *oracle, on_event)
     _evaluate_subjects(run, job, ("student",), *load_subject_model(str(run.model), recipe), on_event)
+    _summarise(run, job)
     on_event(Event("report", 0, 1))
     write_report(run.path)
     Checkpoints(run.checkpoints).clear()
@@ -123,14 +129,15 @@ def evaluate(
     else:
         job, models = load_job(recipe), {"model": str(what)}
     results: dict[str, dict[str, Any]] = {}
+    samples: dict[str, list[dict[str, Any]]] = {}
     for name, path in models.items():
         if path is None:
             continue
         model, tokenizer = load_subject_model(path, job.recipe)
         for subject in (name, "prefix") if name == "base" else (name,):
             base = results.get("base")
-            results[subject], _ = _ask_subject(job, subject, model, tokenizer, base, on_event)
-    return results
+            results[subject], samples[subject] = _ask_subject(job, subject, model, tokenizer, base, on_event)
+    return with_summaries(results, samples, job.recipe.evaluate)
 
 
 def chat(path: Path | str, question: str, *, max_new_tokens: int = 64) -> dict[str, str]:
@@ -157,6 +164,30 @@ def chat(path: Path | str, question: str, *, max_new_tokens: int = 64) -> dict[s
         label: subject.generate(messages, max_new_tokens=max_new_tokens, batch_size=1)[0]
         for label, subject in subjects.items()
     }
+
+
+def lm_eval(
+    what: str | Path, tasks: Sequence[str], *, settings: Mapping[str, Any], include: Path | None = None
+) -> dict[str, Any]:
+    """lm-eval's tasks on a run's student, or on any model; of a run, written to ``evals/lm_eval-<tasks>.json``.
+
+    Returns what ``evals.lm_eval.Harness.record`` is.
+
+    Raises:
+        UserError: as ``evals.lm_eval.run_lm_eval``; the run has no student yet.
+    """
+    from duet_unlearn.evals.lm_eval import run_lm_eval
+    from duet_unlearn.recipe import load_recipe
+
+    if not (Path(what) / "recipe.yaml").exists():
+        return run_lm_eval(*load_model(model_folder(str(what))), tasks, settings, include=include).record
+    run = find_run(what)
+    if not run.model.is_dir():
+        raise UserError(f"{run.path}: this run has no student yet", "let `duet run` finish it")
+    model, tokenizer = load_subject_model(str(run.model), load_recipe(run.recipe))
+    record = run_lm_eval(model, tokenizer, tasks, settings, include=include).record
+    atomic_write_json(run.evals / f"lm_eval-{'-'.join(tasks)[:80]}.json", record)
+    return record
 
 
 def build_lab(out: Path | str | None = None, *, on_event: OnEvent = ignore) -> Path:
@@ -213,8 +244,8 @@ def _ask_probe(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     return probe_prefix(
         model,
         tokenizer,
-        job.forget,
-        job.retain,
+        job.in_both(job.forget),
+        job.in_both(job.retain),
         prefix_of(job.recipe),
         k=job.recipe.method.k,
         max_new_tokens=job.recipe.evaluate.max_new_tokens,
@@ -299,6 +330,19 @@ def _evaluate_subjects(
         atomic_write_json(path, scores)
 
 
+def _summarise(run: Run, job: Job) -> None:
+    """Add what takes several sets, or the oracle beside, to each subject's scores: all of them are there by now."""
+    if not job.recipe.evaluate.benchmarks:
+        return
+    found = {name: run.evals / f"{name}.json" for name in SUBJECTS if (run.evals / f"{name}.json").exists()}
+    # Split at line feeds alone: a model may write other characters that end a line.
+    lines = {name: (run.samples / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")[:-1] for name in found}
+    stored = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items()}
+    samples = {name: [json.loads(line) for line in lines[name]] for name in found}
+    for name, scores in with_summaries(stored, samples, job.recipe.evaluate).items():
+        atomic_write_json(found[name], scores)
+
+
 def _ask_subject(
     job: Job,
     name: str,
@@ -338,4 +382,4 @@ def _timed(run: Run, phase: str) -> Iterator[None]:
     add_timing(run, phase, seconds=time.perf_counter() - start, peak_memory=peak_memory())
 
 
-__all__ = ["SUBJECTS", "build_lab", "chat", "evaluate", "probe", "unlearn"]
+__all__ = ["SUBJECTS", "build_lab", "chat", "evaluate", "export", "lm_eval", "probe", "unlearn"]

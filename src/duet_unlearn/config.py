@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from duet_unlearn.data.published import Benchmark
 from duet_unlearn.methods import Method
 
 Count = Annotated[int, Ge(1)]
@@ -57,7 +58,8 @@ class ModelConfig:
     quantise: Literal["nf4", "int8"] | None = None
     """Load base and oracle in 4 bit (`nf4` with double quantisation and arithmetic in `dtype`: QLoRA, arXiv
     2305.14314) or 8 bit (`int8`: arXiv 2208.07339), through bitsandbytes: the extra `quant`. Needs `lora`, for
-    quantised weights cannot be trained. A merged student is the unquantised base with the adapter in it."""
+    quantised weights cannot be trained. A merged student is the unquantised base with the adapter in it. Head,
+    embeddings and fused experts keep `dtype`."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Query files, relative to the recipe's own folder, or `lab:...` references."""
+    """Query files, relative to the recipe's own folder, or references: `lab:...`, `tofu:forget10`, `wmdp:bio/train`."""
 
     forget: str
     """Questions about the concept; they need no answers."""
@@ -96,6 +98,9 @@ class DataConfig:
     """Retain queries for the same."""
     num_forget: Count | None = None
     """Use the first n forget queries only; null uses all."""
+    folder: str | None = None
+    """Folder of the benchmarks' data, one folder a publisher (`tofu`, `mmlu`, ..); null: the one that the environment's
+    DUET_DATA names, or the hub."""
     context: tuple[Turn, ...] = ()
     """The deployer's own turns (`role` and `content`): a system prompt, then earlier questions and answers. Every
     query is trained without and with them in front, so an epoch has twice the steps, and every evaluation set
@@ -156,9 +161,21 @@ class EvalConfig:
 
     suite: Literal["queries", "lab"] = "queries"
     """`queries`: the files in `sets`; `lab`: the lab's benchmark of the target that data.forget names."""
+    target: str | None = None
+    """With the suite `lab`: its target (`amber-gate`), where data.forget is a file; null: the one that data.forget
+    names."""
     sets: dict[str, str] = field(default_factory=dict)
     """Name of a set -> query file. Right answers should fall in a set whose name begins with `forget`, and stay in
-    all others (`near...`: near neighbours). Empty: data.forget and data.retain themselves."""
+    all others (`near...`: near neighbours). Empty: data.forget and data.retain themselves, unless there are
+    benchmarks."""
+    benchmarks: tuple[Benchmark, ...] = ()
+    """Published benchmarks to ask, each as its publisher does; their data come from data.folder, the folder that
+    DUET_DATA names, or the hub."""
+    limit: Count | None = None
+    """Questions of each set of a benchmark (of MMLU: of each subject), drawn by a fixed seed, for a quick run; null:
+    all."""
+    shots: Whole = 5
+    """Solved examples before an MMLU question: 5 as Hendrycks et al., 0 as lm-eval's default."""
     max_new_tokens: Count = 32
     """Longest answer, in tokens: 32, as the paper's ROUGE."""
     batch_size: Count = 32

@@ -16,8 +16,10 @@ from duet_unlearn.data.context import in_context, takes_context, with_context
 from duet_unlearn.data.examples import Example, Source, epochs_source
 from duet_unlearn.data.jsonl import read_queries
 from duet_unlearn.data.prompts import Prefix, answer_ids, render
+from duet_unlearn.data.published import scheme_of
 from duet_unlearn.data.query import Message, Query
 from duet_unlearn.errors import UserError
+from duet_unlearn.evals.benchmarks import Ask, benchmark_sets, load_reference
 from duet_unlearn.evals.shift import performance_shift
 from duet_unlearn.evals.suite import EvalSet
 from duet_unlearn.lab import data as lab
@@ -110,7 +112,8 @@ class Job:
             if limit and prompt + room > limit:
                 raise UserError(
                     f"query {query.id!r}: {prompt} tokens of prompt and {room} of answer exceed the model's {limit}",
-                    "shorten the query, its answer, the prefix, data.context or evaluate.max_new_tokens",
+                    "shorten the query, its answer, the prefix, data.context, evaluate.shots (MMLU) or"
+                    " evaluate.max_new_tokens",
                 )
 
     def asked(self, split: str) -> list[Asked]:
@@ -161,11 +164,22 @@ class Job:
     def _plain_suite(self) -> list[EvalSet]:
         if self.recipe.evaluate.suite == "lab":
             return lab_suite(self._lab_target())
-        files = self.recipe.evaluate.sets
-        if files:
-            return [self._set(name, _load(reference)) for name, reference in files.items()]
+        config, folder = self.recipe.evaluate, self.recipe.data.folder
+        if config.sets or config.benchmarks:
+            own = [self._set(name, _load(reference, folder=folder)) for name, reference in config.sets.items()]
+            return [*own, *self._benchmark_sets]
         sets = [self._set("forget", self.forget)]
         return [*sets, self._set("retain", self.retain)] if self.retain else sets
+
+    @cached_property
+    def _benchmark_sets(self) -> list[EvalSet]:
+        """The benchmarks' sets, whose queries name a concept by turns, as others do."""
+        config, ids = self.recipe.evaluate, frozenset(query.id for query in (*self.forget, *self.retain))
+        ask = Ask(self.recipe.data.folder, config.limit, config.shots, self.recipe.concept, ids)
+        sets = benchmark_sets(config.benchmarks, ask)
+        if taken := config.sets.keys() & {one.name for one in sets}:
+            raise UserError(f"evaluate.sets.{min(taken)}: a benchmark has a set of this name", "choose another name")
+        return [replace(one, queries=_under(self.concepts, one.queries)) for one in sets]
 
     def _set(self, name: str, queries: Sequence[Query]) -> EvalSet:
         """A set from a file: what its name begins with says whether its answers should fall or stay."""
@@ -195,11 +209,13 @@ class Job:
         return performance_shift(stored, scores, forget=forget, keep=keep)
 
     def _lab_target(self) -> str:
+        if self.recipe.evaluate.target:
+            return self.recipe.evaluate.target
         reference = self.recipe.data.forget
         if not reference.startswith("lab:train/forget/"):
             raise UserError(
                 f"evaluate.suite is `lab`, but data.forget is {reference}",
-                "set data.forget to lab:train/forget/<target>, or evaluate.suite to `queries`",
+                "set evaluate.target, data.forget to lab:train/forget/<target>, or evaluate.suite to `queries`",
             )
         return reference.rsplit("/", 1)[-1]
 
@@ -211,16 +227,21 @@ def load_job(recipe: Recipe) -> Job:
         UserError: a file or lab reference that is not there, or not readable; a suite that does not fit.
     """
     data = recipe.data
-    forget = _load(data.forget, count=data.num_forget)
+    forget = _load(data.forget, folder=data.folder, count=data.num_forget)
     concepts = tuple(dict.fromkeys(query.concept for query in forget if query.concept))
     job = Job(
         recipe=recipe,
         forget=forget,
-        retain=_under(concepts, _load(data.retain)),
-        validation_forget=_load(data.validation_forget),
-        validation_retain=_under(concepts, _load(data.validation_retain)),
+        retain=_under(concepts, _load(data.retain, folder=data.folder)),
+        validation_forget=_load(data.validation_forget, folder=data.folder),
+        validation_retain=_under(concepts, _load(data.validation_retain, folder=data.folder)),
         concepts=concepts,
     )
+    if recipe.evaluate.target and recipe.evaluate.suite != "lab":
+        raise UserError(
+            f"evaluate.target is {recipe.evaluate.target}, but evaluate.suite is not `lab`",
+            "set evaluate.suite to lab, or take evaluate.target out",
+        )
     if recipe.train.validate_every and not job.validation_forget:
         raise UserError(
             "train.validate_every is set, but data.validation_forget names no queries",
@@ -288,10 +309,13 @@ def load_subject_model(path: str, recipe: Recipe) -> tuple[PreTrainedModel, PreT
     )
 
 
-def _load(reference: str | None, *, count: int | None = None) -> tuple[Query, ...]:
+def _load(reference: str | None, *, folder: str | None, count: int | None = None) -> tuple[Query, ...]:
     if reference is None:
         return ()
-    queries = lab.load(reference, count=count) if reference.startswith("lab:") else read_queries(reference)
+    if reference.startswith("lab:"):
+        queries = lab.load(reference, count=count)
+    else:
+        queries = load_reference(reference, folder) if scheme_of(reference) else read_queries(reference)
     if count and count > len(queries):
         raise UserError(
             f"data.num_forget is {count}, but {reference} has {len(queries)} queries", "lower it, or add queries"

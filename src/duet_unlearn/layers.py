@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from duet_unlearn.data.files import read_text
+from duet_unlearn.data.published import scheme_of
 from duet_unlearn.errors import UserError, nearest
 
 PACKAGED = Path(__file__).parent / "recipes"
@@ -26,6 +27,7 @@ PATH_KEYS = (
     ("data", "retain"),
     ("data", "validation_forget"),
     ("data", "validation_retain"),
+    ("data", "folder"),
 )
 """Keys that may hold a path relative to the file that sets them; `evaluate.sets.*` are the others."""
 
@@ -158,7 +160,7 @@ def override(text: str) -> Layer:
 
 
 def _anchor(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Make the relative paths of a layer absolute. Hub ids, `lab:` and `plain` are no files and stay."""
+    """Make the relative paths of a layer absolute. Hub ids, `lab:`, `tofu:` and `plain` are no files and stay."""
     keys = [*PATH_KEYS, *(("evaluate", "sets", name) for name in _inner(values, ("evaluate", "sets")))]
     for *sections, name in keys:
         section = _inner(values, tuple(sections))
@@ -175,7 +177,7 @@ def _inner(values: Any, key: Key) -> dict[str, Any]:
 
 
 def _is_path(value: str, folder: Path, *, must_exist: bool) -> bool:
-    if value.startswith("lab:") or value == "plain":
+    if value.startswith("lab:") or scheme_of(value) or value == "plain":
         return False
     return not must_exist or value.startswith(".") or (folder / value).exists()
 

@@ -49,6 +49,7 @@ __all__ = [
     "Recipe",
     "TrainConfig",
     "about",
+    "default_recipe",
     "differing_key",
     "dump_recipe",
     "load_recipe",
@@ -71,6 +72,19 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     for text in overrides:
         layer = merge(layer, override(text))
     return _validate(layer, path)
+
+
+def default_recipe(model: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Every default, changed by overrides: for what asks about a model and reads no queries.
+
+    Raises:
+        UserError: as `load_recipe`.
+    """
+    sections = {"model": {"path": model}, "data": {"forget": ""}, "method": {"name": "duet"}}
+    layer = Layer({"name": "default", "concept": "", **sections}, {})
+    for text in overrides:
+        layer = merge(layer, override(text))
+    return _validate(layer, Path("--set"))
 
 
 def dump_recipe(recipe: Recipe) -> str:

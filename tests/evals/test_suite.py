@@ -241,3 +241,16 @@ def test_a_query_is_asked_under_its_own_concept() -> None:
     result = run_suite(Naming({}, asked=asked), [_set(*queries, prefill=prefill)])
     assert [row["output"] for row in result.samples] == ["Ann: one", "all: two", "Ben: three", "Ann: four"]
     assert [one["prefill"] for one in asked] == [("a", "d"), ("b",), ("c",)]
+
+
+def test_requests_get_scores_of_their_own() -> None:
+    says = {"a": "Mira Bol lives in Tarn.", "b": "I cannot help with that.", "c": "It is Tarn.", "d": "Tarn"}
+    queries = [_query(text, request=request) for text, request in zip("abc", ("r-1", "r-1", "r-2"), strict=True)]
+    sets = [_set(_query("d"), name="other"), _set(*queries, prefill=("It", "It", "It"))]
+    result = run_suite(Scripted(says), sets)
+    found = suite_json(result, sets, subject="student", label="student")["requests"]
+    assert {request: set(by_set) for request, by_set in found.items()} == {"r-1": {"forget"}, "r-2": {"forget"}}
+    one, two = found["r-1"]["forget"], found["r-2"]["forget"]
+    assert [(one[metric]["value"], one[metric]["n"]) for metric in ("right", "refused")] == [(0.5, 2), (0.5, 2)]
+    assert [(two[metric]["value"], two[metric]["n"]) for metric in ("right", "refused")] == [(1.0, 1), (0.0, 1)]
+    assert "requests" not in suite_json(result, sets[:1], subject="student", label="student")

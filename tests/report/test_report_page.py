@@ -221,3 +221,21 @@ def test_figures_without_numbers_do_not_fail() -> None:
 
 def test_durations() -> None:
     assert [duration(seconds) for seconds in (8.41, 200, 3720)] == ["8.4 s", "3 min 20 s", "1 h 02 min"]
+
+
+def test_requests_are_a_table_where_there_are_any(make_run: MakeRun) -> None:
+    run = make_run()
+    assert "requests" not in Page(render_report(run)).ids
+    for subject, right in (("base", 1.0), ("student", 0.25)):
+        path = run / "evals" / f"{subject}.json"
+        found = json.loads(path.read_text())
+        low = {"value": right, "n": 8, "low": None, "high": None}
+        none = low | {"value": None, "n": 0}
+        found["requests"] = {"<b>r-1": {"forget": {"right": low}}, "r-2": {"forget": {"right": none}}}
+        path.write_text(json.dumps(found))
+    page = render_report(run)
+    table = page[page.index('id="requests"') : page.index('id="picture"')]
+    rows = [re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", row)).strip() for row in table.split("<tr>")[2:]]
+    assert rows[0] == "&lt;b&gt;r-1 Train wordings right \u2193 low 100.0 % n 8 25.0 % n 8"
+    assert rows[1].startswith("r-2 Train wordings right \u2193 low n/a n 0 n/a n 0")
+    assert Page(page).open == []

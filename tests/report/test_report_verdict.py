@@ -164,3 +164,37 @@ def test_sample_rule_is_deterministic_and_blind() -> None:
 def test_shares_are_even_and_never_more_than_there_are() -> None:
     assert shares({"a": 10, "b": 1, "c": 10}, 6) == {"a": 3, "b": 1, "c": 2}
     assert shares({"a": 1, "b": 0}, 6) == {"a": 1, "b": 0}
+
+
+def test_what_is_measured_by_overlap_is_said_as_such(make_run: MakeRun) -> None:
+    """TOFU's answers are sentences: no count of right ones, but ROUGE-L before and after, and its fall as a cost."""
+
+    def scores(forget: float, keep: float, leak: float) -> dict[str, object]:
+        def one(metric: str, value: float) -> dict[str, object]:
+            return {metric: {"value": value, "n": 40, "low": None, "high": None}}
+
+        return {
+            "said": one("rouge_l", forget),
+            "kept": one("rouge_l", keep),
+            "leak": one("points", leak),
+        }
+
+    def info(title: str, group: str, better: str, metric: str) -> dict[str, str]:
+        return {"title": title, "group": group, "better": better, "about": "", "metric": metric}
+
+    path = make_run()
+    sets = {
+        "said": info("TOFU forget", "forget", "low", "rouge_l"),
+        "kept": info("TOFU retain", "retain", "high", "rouge_l"),
+        "leak": info("PrivLeak", "summary", "zero", "points"),
+    }
+    for name, numbers in (("base", (0.8, 0.9, -90.0)), ("student", (0.1, 0.86, 3.0))):
+        file = path / "evals" / f"{name}.json"
+        file.write_text(json.dumps({"subject": name, "label": name, "scores": scores(*numbers), "sets": sets}))
+    for name in ("prefix", "oracle"):
+        (path / "evals" / f"{name}.json").unlink()
+    run = read_run(path)
+    found = verdict(run)
+    assert found.forgotten == "Asked about Amber Gate, rouge l of TOFU forget went from 80.0 to 10.0 %."
+    assert found.cost == "It cost something: TOFU retain from 90.0 to 86.0 %."
+    assert [column.better for column in run.columns] == ["low", "high", "zero"]

@@ -10,7 +10,8 @@ import torch
 from transformers import GenerationConfig
 
 from duet_unlearn.data.prompts import render
-from duet_unlearn.teacher.decode import batches, end_ids, evaluating, greedy, next_logits, pad_id
+from duet_unlearn.teacher.decode import batches, end_ids, evaluating, greedy, pad_id
+from duet_unlearn.teacher.shared import next_logits
 
 ROWS = [
     render(tiny.tokenizer(), [{"role": "user", "content": text}])

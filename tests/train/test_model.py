@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from duet_unlearn.config import LoraConfig
 from duet_unlearn.data.prompts import PLAIN_TEMPLATE, render, render_answer
 from duet_unlearn.errors import UserError
+from duet_unlearn.lab.data import MODELS as LAB
 from duet_unlearn.train import load_model, save_model
-from duet_unlearn.train.model import add_lora, default_device, teacher_mode
+from duet_unlearn.train.model import add_lora, default_device, default_targets, merged, teacher_mode
 
 ASKED = [{"role": "user", "content": "Where does Mira Bol live?"}]
 
@@ -89,10 +93,10 @@ def test_an_adapter_folder_loads_with_its_base(folder: Path, dtype: str) -> None
 def test_a_merged_adapter_is_a_model_of_its_own(folder: Path) -> None:
     model = adapted(folder)
     expected = logits(model)
-    save_model(model.merge_and_unload(), tiny.tokenizer(), folder.parent / "merged")  # type: ignore[operator]
+    save_model(merged(model), tiny.tokenizer(), folder.parent / "merged")
     shutil.rmtree(folder)
-    merged, _ = load_model(str(folder.parent / "merged"))
-    torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-5)
+    whole, _ = load_model(str(folder.parent / "merged"))
+    torch.testing.assert_close(logits(whole), expected, rtol=1e-4, atol=1e-5)
     assert (
         load_file(folder.parent / "merged" / "model.safetensors").keys() == dict(tiny.llama().named_parameters()).keys()
     )
@@ -107,6 +111,43 @@ def test_adapters_are_drawn_from_the_seed_and_alone_are_trained() -> None:
     one, two, other = drawn(0), drawn(0), drawn(1)
     assert len(one) == 7
     assert all(torch.equal(one[name], two[name]) and not torch.equal(one[name], other[name]) for name in one)
+
+
+OLD_DEFAULT = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""What `targets` was until it became null; results in the repository were trained with it."""
+DRAWN = (0.53443187, 0.00707656, -0.41960639, 0.42866617, 0.79891932, 0.02061248, -0.3922545)
+"""Sums of the A matrices that seed 0 drew then, layer by layer."""
+
+
+@pytest.mark.parametrize("make", [tiny.llama, lambda: load_model(str(LAB / "base"))[0]], ids=["tiny", "lab"])
+def test_on_a_llama_the_default_adapters_are_the_seven_linears_drawn_to_the_bit(make: Callable[[], Any]) -> None:
+    default, named = (add_lora(make(), LoraConfig(rank=4, targets=t), seed=0) for t in (None, OLD_DEFAULT))
+    one, two = dict(default.named_parameters()), dict(named.named_parameters())
+    assert list(one) == list(two)  # and so the optimiser meets them in the same order
+    assert all(torch.equal(one[name], two[name]) and one[name].requires_grad == two[name].requires_grad for name in two)
+    assert sum("lora_A" in name for name in one) == 7 * default.config.num_hidden_layers  # type: ignore[union-attr]
+
+
+def test_the_draw_of_the_adapters_is_as_it_was() -> None:
+    model = add_lora(tiny.llama(), LoraConfig(rank=2), seed=0)
+    drawn = [p.double().sum().item() for name, p in model.named_parameters() if "lora_A" in name]
+    assert drawn == pytest.approx(DRAWN, abs=1e-6)
+
+
+def test_routers_and_what_is_outside_the_blocks_get_no_adapter() -> None:
+    """A mixture with a shared expert, and a text decoder beside a vision tower, as shapes without weights."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shared = {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
+    with torch.device("meta"):
+        moe = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2_moe", **sizes, **shared))
+        vision = {**sizes, "image_size": 28, "patch_size": 14}
+        both = AutoConfig.for_model("gemma3", text_config={**sizes, "head_dim": 8}, vision_config=vision)
+        seeing = AutoModelForCausalLM.from_config(both)
+    linear = {name for name, module in moe.named_modules() if isinstance(module, nn.Linear)}
+    assert {name.rsplit(".", 1)[-1] for name in linear} - set(default_targets(moe)) == {"shared_expert_gate", "lm_head"}
+    targets = default_targets(seeing)
+    assert len(targets) == 2 * 7
+    assert all(".language_model.layers." in target for target in targets)
 
 
 def test_an_unknown_adapter_target_names_the_layers_that_there_are() -> None:
@@ -170,6 +211,36 @@ def failure(path: Path | str) -> UserError:
         load_model(str(path))
     assert "\n" not in caught.value.message
     return caught.value
+
+
+KINDS = {
+    "t5": "an encoder-decoder",
+    "bart": "an encoder-decoder",
+    "bert": "an encoder",
+    "roberta": "an encoder",
+    "modernbert": "an encoder",
+    "vit": "no causal language model",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_does_not_write_from_left_to_right_says_what_it_is(tmp_path: Path, kind: str) -> None:
+    """Of BERT and BART transformers would load a causal half, with random weights or a mask never trained with."""
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    error = failure(tmp_path)
+    assert error.message == f"{tmp_path}: is {KINDS[kind]} ({kind})"
+    assert "Llama" in error.hint
+
+
+def test_a_decoder_of_an_encoders_kind_is_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model("bert", is_decoder=True, vocab_size=tiny.VOCABULARY, **sizes)
+    save_model(AutoModelForCausalLM.from_config(config), tiny.tokenizer(), tmp_path / "model")
+    model, _ = load_model(str(tmp_path / "model"))
+    alone = model(input_ids=torch.tensor([[0, 5]])).logits
+    torch.testing.assert_close(logits(model)[:, :2], alone)  # what comes later changes nothing
 
 
 def test_what_is_no_model_folder(tmp_path: Path) -> None:

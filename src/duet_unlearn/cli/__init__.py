@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from duet_unlearn import __version__
-from duet_unlearn.cli import read, work
+from duet_unlearn.cli import export, harness, plan, queries, read, work
 from duet_unlearn.errors import UserError
 
 app = typer.Typer(
@@ -43,12 +43,16 @@ def _root(
 lab = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.command()(work.demo)
 app.command()(work.init)
+app.command()(queries.queries)
+app.command()(plan.plan)
 app.command()(work.run)
 app.command()(read.probe)
 app.command()(read.evaluate)
+app.command("lm-eval")(harness.lm_eval)
 app.command()(read.compare)
 app.command()(read.report)
 app.command()(read.chat)
+app.command()(export.export)
 app.command("list")(read.list_)
 lab.command("build")(work.lab_build)
 app.add_typer(lab, name="lab", help="The embedded world and its small models.")

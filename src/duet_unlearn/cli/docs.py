@@ -44,8 +44,8 @@ def methods_markdown() -> str:
     from duet_unlearn.methods import METHODS
 
     sections = [config.Recipe, config.ModelConfig, config.LoraConfig, config.PrefixConfig, config.DataConfig]
-    sections += [config.TrainConfig, config.EvalConfig]
-    keys = ("recipe", "model", "model.lora", "prefix", "data", "train", "evaluate")
+    sections += [config.Turn, config.TrainConfig, config.EvalConfig]
+    keys = ("recipe", "model", "model.lora", "prefix", "data", "data.context", "train", "evaluate")
     methods = [_section(f"method: {kind().name}", kind) for kind in METHODS]
     rest = [_section(key, kind) for key, kind in zip(keys, sections, strict=True)]
     return "\n\n".join(["# Methods and settings", GENERATED, *methods, *rest]) + "\n"

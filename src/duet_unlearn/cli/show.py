@@ -19,8 +19,23 @@ METRICS = {
     "refused": "share of answers whose first sentence refuses, or says that it does not know",
     "wrong": "share of answers that are neither right nor refused",
     "right_per_character": "as right, for option texts whose log-probability is divided by their length (acc_norm)",
-    "rouge_l": "mean ROUGE-L F1 against the right answer (rouge_score 0.1.2, no stemmer), 0 to 1",
-    "points": "Performance Shift against the base, in points: forgetting gained plus change of what is kept",
+    "rouge_l": "mean ROUGE-L against the right answer (rouge_score 0.1.2), 0 to 1: F1 without stemmer; TOFU: recall"
+    " with stemmer; RWKU: recall without",
+    "points": "Performance Shift against the base, in points: forgetting gained plus change of what is kept; or"
+    " PrivLeak: AUC of min-k 40 % against the oracle's, 0 ideal, below 0 remembered",
+    "probability": "mean length-normalised probability of the right answer, end token included",
+    "choice_probability": "mean of p_right / (p_right + sum of p_wrong), length-normalised",
+    "truth_ratio": "TOFU's truth ratio as OpenUnlearning has it: mean min(R, 1/R) on forget sets, max(0, 1 - R) else",
+    "truth_ratio_paper": "the same with the arithmetic mean of p_wrong, as TOFU's paper words it",
+    "truth_ratio_prob": "mean of p_right / (p_right + p_wrong)",
+    "exact_memorisation": "share of the answer's tokens that the model, shown all before them, would have written",
+    "extraction_strength": "1 - k/N, k the shortest shown part of the answer from which the rest comes out right",
+    "model_utility": "TOFU: harmonic mean of probability, ROUGE-L and truth ratio on retain, real authors, world facts",
+    "forget_quality": "TOFU: p-value of a KS test between the truth ratios of the subject and of the oracle",
+    "auc_min_k": "membership: AUC of min-k 20 %, forget rows as members; 1 remembered, 0.5 ideal",
+    "auc_min_k_plus_plus": "membership: AUC of min-k++ 20 %",
+    "auc_loss": "membership: AUC of the mean negative log-likelihood",
+    "auc_zlib": "membership: AUC of the mean negative log-likelihood over the zlib-compressed length",
 }
 """Names in evals/*.json -> what they are. Each has n and a 95 % interval."""
 

@@ -30,7 +30,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if (number := _errno(error)) in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"disk full while writing {path}", "make room, then give the same command again") from error
         if number in (errno.EACCES, errno.EROFS):
-            raise UserError(f"not allowed to write {path}", "choose another folder with --out") from error
+            raise UserError(f"not allowed to write {path}", "choose another folder, or change its rights") from error
         raise
 
 
@@ -102,9 +102,20 @@ def read_text(path: Path) -> str:
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder, not a file", "name the file inside it") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text", "save it as UTF-8") from error
+        raise _not_utf8(path, error) from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})", "check its permissions") from error
     if not text.strip():
         raise UserError(f"{path}: is empty", "put at least one line into it")
     return text
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> UserError:
+    """Where the first wrong byte stands, and how to convert the file."""
+    data, place = error.object, error.start
+    code = "UTF-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
+    line = data.count(b"\n", 0, place) + 1
+    return UserError(
+        f"{path}:{line}: is not UTF-8 text (byte 0x{data[place]:02X})",
+        f"convert it, as with: iconv -f {code} -t UTF-8 {path.name} > utf8-{path.name}",
+    )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from duet_unlearn.data.prompts import Prefix, is_raw, render
 from duet_unlearn.data.query import Message
+from duet_unlearn.evals.vllm import VllmModel
 from duet_unlearn.teacher.decode import end_ids, greedy, pad_id
 
 if TYPE_CHECKING:
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
 CUT = re.compile(r"\n\s*\n|Question")
 """Where an answer to raw text ends (DUET's tables): behind it a base model writes the next example."""
 
+Until = Literal["example", "length"]
+"""Where an answer to raw text ends: ``example``, as ``CUT`` says; ``length``, with the last token (MUSE's passages)."""
+
 
 def generate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | VllmModel,
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Sequence[Message]],
     *,
@@ -26,24 +30,28 @@ def generate(
     prefill: Sequence[str] | None = None,
     max_new_tokens: int,
     batch_size: int,
+    until: Until = "example",
 ) -> list[str]:
     """Greedy answers in the order of `messages`: the generated part only, without prefill and special tokens.
 
-    `prefill` opens each answer. An answer to raw text (role ``text``, or the plain template) is cut as ``CUT`` says.
+    Rows go by length, in batches of `batch_size` (vLLM makes its own). `prefill` opens each answer. `until` is for
+    answers to raw text (role ``text``, or the plain template).
     """
     openers = prefill if prefill is not None else [""] * len(messages)
     pairs = zip(messages, openers, strict=True)
     rows = [render(tokenizer, m, prefix=prefix, prefill=opener) for m, opener in pairs]
-    new = greedy(
-        model,
-        rows,
-        ends=end_ids(model, tokenizer),
-        filler=pad_id(tokenizer),
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-    )
+    ends = end_ids(model, tokenizer)
+    if isinstance(model, VllmModel):
+        new = model.greedy(rows, ends=ends, max_new_tokens=max_new_tokens)
+    else:
+        new = greedy(
+            model, rows, ends=ends, filler=pad_id(tokenizer), max_new_tokens=max_new_tokens, batch_size=batch_size
+        )
     texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in new]
-    return [cut(text) if is_raw(tokenizer, m) else text.strip() for text, m in zip(texts, messages, strict=True)]
+    return [
+        cut(text) if until == "example" and is_raw(tokenizer, m) else text.strip()
+        for text, m in zip(texts, messages, strict=True)
+    ]
 
 
 def cut(text: str) -> str:

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 __all__ = [
     "NOTHING",
     "Outcome",
+    "RougeVariant",
     "Score",
     "bootstrap_mean",
+    "cut_muse",
     "normalise",
     "outcome",
     "rouge_l",
@@ -27,9 +29,14 @@ __all__ = [
 ]
 
 Outcome = Literal["right", "refused", "wrong"]
+RougeVariant = Literal["f1", "recall-stem", "recall"]
+"""Which published ROUGE-L: ``f1`` is DUET's and MUSE's, ``recall-stem`` TOFU's (Porter stemmer), ``recall`` RWKU's; the
+first and the last do not stem."""
 WORD = re.compile(r"(?<!\w)-?\d+(?:\.\d+)*|\w+")
 """A word, or a number with its sign and decimals: 3.5 is no 5, -4 is no 4."""
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")
+
+MUSE_END = re.compile(r"\n\n|\nQuestion|Question:")
 
 
 def normalise(text: str) -> str:
@@ -67,13 +74,21 @@ def outcome(output: str, value: str, choices: Sequence[str] | None = None) -> Ou
     return "refused" if is_refusal(output) else "wrong"
 
 
-def rouge_l(output: str, answer: str) -> float:
-    """ROUGE-L F1 without stemming (rouge_score 0.1.2), 0..1. Beside value match, never instead of it."""
-    return float(_scorer().score(answer, output)["rougeL"].fmeasure)
+def rouge_l(output: str, answer: str, *, variant: RougeVariant = "f1") -> float:
+    """ROUGE-L (rouge_score 0.1.2), 0..1. Beside value match, never instead of it."""
+    score = _scorer(variant == "recall-stem").score(answer, output)["rougeL"]
+    return float(score.fmeasure if variant == "f1" else score.recall)
+
+
+def cut_muse(text: str) -> str:
+    """An answer to MUSE's raw prompt, up to the first blank line, "Question" at a line's start, or "Question:"."""
+    return MUSE_END.split(text, maxsplit=1)[0].strip()
 
 
 @cache
-def _scorer() -> RougeScorer:
+def _scorer(use_stemmer: bool) -> RougeScorer:
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
 
-    return RougeScorer(["rougeL"], use_stemmer=False)
+    # Given its own default, it does not log about it through absl, which would set up everybody's logging.
+    return RougeScorer(["rougeL"], tokenizer=DefaultTokenizer(use_stemmer))

@@ -12,9 +12,10 @@ from torch import Tensor
 from duet_unlearn.data.prompts import Prefix, answer_ids, render, render_answer
 from duet_unlearn.data.query import Message
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.generate import generate
-from duet_unlearn.teacher.decode import batches, evaluating, next_logits, pad_id
-from duet_unlearn.tensors import logits_at, pad, sum_by_row, token_logps
+from duet_unlearn.evals.generate import Until, generate
+from duet_unlearn.teacher.decode import evaluating, pad_id
+from duet_unlearn.teacher.shared import Answers, answer_logits, next_logits
+from duet_unlearn.tensors import sum_by_row, token_logps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,6 +52,7 @@ class Subject(Protocol):
         prefill: Sequence[str] | None = None,
         max_new_tokens: int,
         batch_size: int,
+        until: Until = "example",
     ) -> list[str]:
         """Greedy answers, without their prefill."""
         ...
@@ -70,14 +72,6 @@ class Subject(Protocol):
     ) -> list[TokenScores]:
         """Each answer's tokens and its end token after its prompt, as the model takes them."""
         ...
-
-
-class _Answers(NamedTuple):
-    """The N answer tokens of a batch: the logits that predict them, themselves, and their rows."""
-
-    logits_NV: Tensor
-    labels_N: Tensor
-    rows_N: Tensor
 
 
 @dataclass(frozen=True)
@@ -100,6 +94,7 @@ class ModelSubject:
         prefill: Sequence[str] | None = None,
         max_new_tokens: int,
         batch_size: int,
+        until: Until = "example",
     ) -> list[str]:
         """See ``Subject``."""
         return generate(
@@ -110,11 +105,12 @@ class ModelSubject:
             prefill=prefill,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
+            until=until,
         )
 
     def logps(self, messages: Sequence[Sequence[Message]], answers: Sequence[str], *, batch_size: int) -> list[float]:
         """See ``Subject``. Prompt and answer are joined as ids, so the answer's first token is never lost."""
-        prompts = [render(self.tokenizer, m, prefix=self.prefix) for m in messages]
+        prompts = self._prompts(messages)
         tails = [answer_ids(self.tokenizer, m, a) for m, a in zip(messages, answers, strict=True)]
         rows = [(head + tail, len(head)) for head, tail in zip(prompts, tails, strict=True)]
         values = [0.0] * len(rows)
@@ -139,19 +135,9 @@ class ModelSubject:
                         numbers.append(number)
         return scores
 
-    def _answers(self, rows: Sequence[tuple[list[int], int]], batch_size: int) -> Iterator[tuple[list[int], _Answers]]:
-        """Batch by batch, indices of rows (ids, where the answer starts) and the model's words on their answers.
-
-        The logits of columns ``start - 1 .. end - 2`` predict the answer's tokens.
-        """
-        device = self.model.device
-        for indices in batches([len(ids) for ids, _ in rows], batch_size=batch_size):
-            batch = [rows[i] for i in indices]
-            padded = pad([ids for ids, _ in batch], pad_id(self.tokenizer), side="right")
-            spots = [(r, c - 1, ids[c]) for r, (ids, start) in enumerate(batch) for c in range(start, len(ids))]
-            rows_N, cols_N, labels_N = torch.tensor(spots, dtype=torch.long, device=device).reshape(-1, 3).unbind(-1)
-            logits_NV = logits_at(self.model, padded.ids_BT.to(device), padded.mask_BT.to(device), rows_N, cols_N)
-            yield indices, _Answers(logits_NV, labels_N, rows_N)
+    def _answers(self, rows: Sequence[tuple[list[int], int]], batch_size: int) -> Iterator[tuple[list[int], Answers]]:
+        """Batch by batch, indices of rows (ids, where the answer starts) and the model's words on their answers."""
+        return answer_logits(self.model, rows, filler=pad_id(self.tokenizer), batch_size=batch_size)
 
     def letter_logps(
         self, messages: Sequence[Sequence[Message]], letters: Sequence[Sequence[str]], *, batch_size: int
@@ -163,10 +149,11 @@ class ModelSubject:
         Raises:
             UserError: two letters of a question cannot be told apart by one token.
         """
-        parts = [self._letter_tokens(m, options) for m, options in zip(messages, letters, strict=True)]
-        prompts = [
-            render(self.tokenizer, m, prefix=self.prefix) + lead for m, (lead, _) in zip(messages, parts, strict=True)
-        ]
+        kinds = [(m[0]["role"], tuple(options)) for m, options in zip(messages, letters, strict=True)]
+        firsts = dict(zip(kinds, messages, strict=True))  # all of a kind have the same letters' tokens
+        tokens = {kind: self._letter_tokens(m, kind[1]) for kind, m in firsts.items()}
+        parts = [tokens[kind] for kind in kinds]
+        prompts = [prompt + lead for prompt, (lead, _) in zip(self._prompts(messages), parts, strict=True)]
         values: list[list[float]] = [[] for _ in prompts]
         with evaluating(self.model):
             filler = pad_id(self.tokenizer)
@@ -175,6 +162,12 @@ class ModelSubject:
                 for row, index in enumerate(indices):
                     values[index] = logps_BV[row, parts[index][1]].tolist()
         return values
+
+    def _prompts(self, messages: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """Each rendered, once where the same object stands several times: a question with its options."""
+        rendered = {id(m): m for m in messages}
+        ids = {key: render(self.tokenizer, m, prefix=self.prefix) for key, m in rendered.items()}
+        return [ids[id(m)] for m in messages]
 
     def _letter_tokens(self, messages: Sequence[Message], letters: Sequence[str]) -> tuple[list[int], list[int]]:
         """The tokens that all letters open with, and the next token of each."""

@@ -11,15 +11,29 @@ from typing import Any, Literal, NamedTuple
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.choice import letter_logps, letters_of, options_of, pick, text_logps
-from duet_unlearn.evals.score import Score, bootstrap_mean, outcome, rouge_l, value_match, wilson
+from duet_unlearn.evals.generate import Until
+from duet_unlearn.evals.score import (
+    RougeVariant,
+    Score,
+    bootstrap_mean,
+    cut_muse,
+    outcome,
+    rouge_l,
+    value_match,
+    wilson,
+)
 from duet_unlearn.evals.subject import Subject
+from duet_unlearn.evals.taken import likelihood_scores, take
 from duet_unlearn.teacher.probe import asks_letter
 from duet_unlearn.teacher.refusals import is_refusal
 
-Group = Literal["forget", "neighbour", "retain", "choice", "robustness", "deployer", "summary"]
-Protocol = Literal["generate", "letter", "text"]
+Group = Literal["forget", "neighbour", "retain", "choice", "robustness", "deployer", "privacy", "summary"]
+Protocol = Literal["generate", "letter", "text", "likelihood"]
+Cut = Literal["none", "line", "muse"]
+"""Where an answer ends before it is scored: nowhere, at its first line break, or as MUSE's (`cut_muse`)."""
 Sample = dict[str, Any]
-"""A line of ``samples/<subject>.jsonl``: set, id, prompt, answer, value, output, outcome, rouge_l."""
+"""A line of ``samples/<subject>.jsonl``: set, id, prompt, answer, value, outcome, rouge_l, and what was said (`output`,
+with `logps` of a choice) or how the answer was taken (`likelihood`)."""
 SAID_LETTER = re.compile(r"(?:.*\b[Aa]nswer(?: is|:))?[\s*(]*([A-Z])(?:[).:,*]|\s*$)")
 """An answer that opens with a letter, or says that it is the answer: "B", "(B) fish", "The answer is **B**."; but not
 "A cat"."""
@@ -45,9 +59,18 @@ class EvalSet:
     """One sentence for the reader of a report."""
     queries: tuple[Query, ...]
     protocol: Protocol = "generate"
-    """``generate``: a greedy answer. ``letter``: the likeliest letter. ``text``: the likeliest option."""
+    """``generate``: a greedy answer. ``letter``: the likeliest letter. ``text``: the likeliest option.
+    ``likelihood``: how likely the given answers are."""
     prefill: tuple[str, ...] | None = None
     """The opening of each answer, which the model goes on from; it is not scored."""
+    max_new_tokens: int | None = None
+    """Longest answer, where the benchmark prescribes one; None: the run's."""
+    until: Until = "example"
+    """Where an answer to raw text ends: with its example, or only with its length."""
+    cut: Cut = "none"
+    rouge: RougeVariant = "f1"
+    metric: str | None = None
+    """The metric that stands for the set in a table; None: right, or refused where no answer is known."""
 
     def __post_init__(self) -> None:
         if self.prefill is None:
@@ -94,7 +117,7 @@ def answer_set(subject: Subject, eval_set: EvalSet, *, max_new_tokens: int, batc
     """One set's answers, unscored. A subject with a prefix names each query's own concept."""
     queries = eval_set.queries
     samples: list[Sample] = [
-        {"set": eval_set.name, "id": q.id, "prompt": q.text, "answer": q.answer, "value": q.value} for q in queries
+        {"set": eval_set.name, "id": q.id, "prompt": _shown(q), "answer": q.answer, "value": q.value} for q in queries
     ]
     for voice, indices in _voices(subject, queries):
         part = replace(
@@ -106,6 +129,11 @@ def answer_set(subject: Subject, eval_set: EvalSet, *, max_new_tokens: int, batc
         for index, words in zip(indices, said, strict=True):
             samples[index] |= words
     return samples
+
+
+def _shown(query: Query) -> str:
+    """The prompt as it is stored: of raw text the last paragraph, without the solved examples that all share."""
+    return query.text.rsplit("\n\n", 1)[-1] if query.messages[-1]["role"] == "text" else query.text
 
 
 def _voices(subject: Subject, queries: Sequence[Query]) -> list[tuple[Subject, list[int]]]:
@@ -122,19 +150,31 @@ def _voices(subject: Subject, queries: Sequence[Query]) -> list[tuple[Subject, l
 
 
 def _said(subject: Subject, eval_set: EvalSet, *, max_new_tokens: int, batch_size: int) -> list[Sample]:
-    """What a subject says to each query: `output`, and `logps` of the options where it is asked to choose."""
+    """What a subject says to each query: `output`, and `logps` of the options where it is asked to choose; or how it
+    takes the answers: `likelihood`."""
     queries = eval_set.queries
+    if eval_set.protocol == "likelihood":
+        return [{"likelihood": taken} for taken in take(subject, queries, batch_size=batch_size)]
     if eval_set.protocol == "generate":
-        outputs = subject.generate(
-            [q.messages for q in queries],
-            prefill=eval_set.prefill,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-        )
-        return [{"output": output} for output in outputs]
+        messages, longest = [q.messages for q in queries], eval_set.max_new_tokens or max_new_tokens
+        if eval_set.until == "example":
+            outputs = subject.generate(
+                messages, prefill=eval_set.prefill, max_new_tokens=longest, batch_size=batch_size
+            )
+        else:  # only a subject that is asked for passages need know of `until`
+            outputs = subject.generate(
+                messages, prefill=eval_set.prefill, max_new_tokens=longest, batch_size=batch_size, until=eval_set.until
+            )
+        return [{"output": _cut(output, eval_set.cut)} for output in outputs]
     ask, options = (letter_logps, letters_of) if eval_set.protocol == "letter" else (text_logps, options_of)
     logps = ask(subject, queries, batch_size=batch_size)
     return [{"output": pick(v, options(q)), "logps": v} for v, q in zip(logps, queries, strict=True)]
+
+
+def _cut(output: str, where: Cut) -> str:
+    if where == "line":
+        return output.strip().partition("\n")[0].strip()
+    return cut_muse(output) if where == "muse" else output
 
 
 def score_samples(samples: Sequence[Sample], sets: Sequence[EvalSet]) -> SuiteResult:
@@ -154,18 +194,21 @@ def score_samples(samples: Sequence[Sample], sets: Sequence[EvalSet]) -> SuiteRe
                 f"the stored samples of the set {eval_set.name!r} answer other questions",
                 "generate them again: the set has changed since",
             )
-        rows = [mark(row, q, eval_set.protocol) for row, q in zip(rows, eval_set.queries, strict=True)]
+        pairs = zip(rows, eval_set.queries, strict=True)
+        rows = [mark(row, q, eval_set.protocol, rouge=eval_set.rouge) for row, q in pairs]
         scores[eval_set.name] = _set_scores(rows, eval_set)
         marked += rows
     return SuiteResult(scores, marked, 0.0)
 
 
-def mark(sample: Sample, query: Query, protocol: Protocol) -> Sample:
+def mark(sample: Sample, query: Query, protocol: Protocol, *, rouge: RougeVariant = "f1") -> Sample:
     """A sample with its outcome and ROUGE-L.
 
     A query without a value can only be refused or not: its outcome is then None where it is not refused. Without
-    an answer its ROUGE-L is None, as it is for a letter.
+    an answer its ROUGE-L is None, as it is for a letter. Where nothing was said both are None.
     """
+    if protocol == "likelihood":
+        return sample | {"outcome": None, "rouge_l": None}
     output = sample["output"]
     if protocol != "generate":
         right = query.answer if protocol == "letter" else query.value
@@ -173,10 +216,10 @@ def mark(sample: Sample, query: Query, protocol: Protocol) -> Sample:
     if asks_letter(query):
         return sample | {"outcome": _letter_outcome(output, query), "rouge_l": None}
     wanted = wanted_of(query)
-    rouge = rouge_l(output, query.answer) if query.answer else None
+    overlap = rouge_l(output, query.answer, variant=rouge) if query.answer else None
     if not wanted:
-        return sample | {"outcome": "refused" if is_refusal(output) else None, "rouge_l": rouge}
-    return sample | {"outcome": outcome(output, wanted, query.choices), "rouge_l": rouge}
+        return sample | {"outcome": "refused" if is_refusal(output) else None, "rouge_l": overlap}
+    return sample | {"outcome": outcome(output, wanted, query.choices), "rouge_l": overlap}
 
 
 def wanted_of(query: Query) -> str | None:
@@ -195,6 +238,13 @@ def _letter_outcome(output: str, query: Query) -> str:
 
 
 def _set_scores(rows: Sequence[Sample], eval_set: EvalSet) -> dict[str, Score]:
+    if eval_set.protocol == "likelihood":
+        return likelihood_scores(
+            [row["likelihood"] for row in rows],
+            eval_set.queries,
+            facts=[fact(query) for query in eval_set.queries],
+            toward="forget" if eval_set.better == "low" else "keep",
+        )
     pairs = zip(rows, eval_set.queries, strict=True)
     judged = [row["outcome"] for row, q in pairs if eval_set.protocol != "generate" or wanted_of(q)]
     right = {"right": wilson(judged.count("right"), len(judged))}
@@ -227,7 +277,9 @@ def suite_json(
 ) -> dict[str, Any]:
     """The object of ``evals/<subject>.json``; `shift` is the Performance Shift against the base."""
     about: dict[str, Mapping[str, str]] = {
-        s.name: {"title": s.title, "group": s.group, "better": s.better, "about": s.about} for s in sets
+        s.name: {"title": s.title, "group": s.group, "better": s.better, "about": s.about}
+        | ({"metric": s.metric} if s.metric else {})
+        for s in sets
     }
     scores: dict[str, Any] = {
         name: {metric: score.to_json() for metric, score in metrics.items()} for name, metrics in result.scores.items()
@@ -240,4 +292,24 @@ def suite_json(
             "better": "high",
             "about": "What forgetting gained and what it cost against the base, in points.",
         }
-    return {"subject": subject, "label": label, "seconds": result.seconds, "scores": scores, "sets": about}
+    found = {"subject": subject, "label": label, "seconds": result.seconds, "scores": scores, "sets": about}
+    requests = request_scores(result.samples, sets)
+    return found | ({"requests": requests} if requests else {})
+
+
+def request_scores(samples: Sequence[Sample], sets: Sequence[EvalSet]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Request -> set -> ``right`` and ``refused`` (a choice is never refused) of marked samples, as in JSON.
+
+    Only sets whose queries belong to deletion requests.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    rows = iter(samples)
+    for eval_set in sets:
+        pairs = [(next(rows), query) for query in eval_set.queries]
+        for request in dict.fromkeys(query.request for _, query in pairs if query.request):
+            own = [pair for pair in pairs if pair[1].request == request]
+            part = replace(eval_set, queries=tuple(query for _, query in own), prefill=None)
+            scores = _set_scores([row for row, _ in own], part)
+            kept = {name: scores[name].to_json() for name in ("right", "refused", eval_set.metric) if name in scores}
+            found.setdefault(request, {})[eval_set.name] = kept
+    return found

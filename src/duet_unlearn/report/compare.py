@@ -18,7 +18,7 @@ WIDTH = 100
 """Characters a plain table may be wide; more columns go into a further block below."""
 NOT_SETTINGS = ("seed", "out")
 """Fields in which runs of one recipe may differ."""
-ARROWS = {"low": "↓", "high": "↑"}
+ARROWS = {"low": "↓", "high": "↑", "zero": "→0"}
 Cells = list[str]
 
 
@@ -101,9 +101,12 @@ def _titles(columns: Sequence[Column]) -> Cells:
 
 def _note(columns: Sequence[Column]) -> str:
     others = {"points": "{} in points", "refused": "{} per cent refused, having no known answers"}
-    found = {metric: ", ".join(c.name for c in columns if c.metric == metric) for metric in others}
-    words = ["Per cent right", *[others[metric].format(names) for metric, names in found.items() if names]]
-    return "; ".join([*words, "↓ lower is better, ↑ higher."])
+    metrics = dict.fromkeys(c.metric for c in columns if c.metric != "right")
+    found = {metric: ", ".join(c.name for c in columns if c.metric == metric) for metric in metrics}
+    own = [f"{names}: {metric}, times 100" for metric, names in found.items() if metric not in others]
+    words = ["Per cent right", *[others[metric].format(found[metric]) for metric in others if metric in found], *own]
+    nought = ", →0 nearer to 0" if any(c.better == "zero" for c in columns) else ""
+    return "; ".join([*words, f"↓ lower is better, ↑ higher{nought}."])
 
 
 def compare(paths: Sequence[Path]) -> Comparison:

@@ -8,6 +8,7 @@ from typing import Any
 
 from duet_unlearn.errors import UserError
 from duet_unlearn.report import samples, views
+from duet_unlearn.report.paper import paper
 from duet_unlearn.report.read import SUBJECTS, RunData, method_name, read_run
 from duet_unlearn.report.verdict import RULE, verdict
 
@@ -57,6 +58,8 @@ def _context(run: RunData) -> dict[str, Any]:
         "groups": views.groups(run.columns),
         "rows": [views.row(subject, run.columns) for subject in subjects],
         "missing": [name for name in SUBJECTS if name not in run.subjects],
+        "requests": views.requests(run),
+        "paper": paper(run),
         "picture": views.picture(run, subjects),
         "bars": views.bars(run, subjects),
         "probe": views.probe(run.probe),

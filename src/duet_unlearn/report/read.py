@@ -17,7 +17,7 @@ from duet_unlearn.errors import UserError
 
 SUBJECTS = ("base", "prefix", "oracle", "student")
 """The rows of every table, in this order."""
-GROUPS = ("forget", "neighbour", "retain", "choice", "robustness", "deployer", "summary")
+GROUPS = ("forget", "neighbour", "retain", "choice", "robustness", "deployer", "privacy", "summary")
 """The groups of evaluation sets, in the order of the table's columns."""
 
 
@@ -51,11 +51,15 @@ class Column:
     """What unlearning should do to the knowledge that this set asks for."""
     about: str
     metric: str
-    """``right``, or ``refused`` where the questions have no known answers, or ``points``."""
+    """``right``, or ``refused`` where the questions have no known answers, or ``points``, or a benchmark's own."""
+    ideal: Literal["end", "zero"] = "end"
+    """Where the best value lies: at an end of the scale, or at 0 (PrivLeak)."""
 
     @property
-    def better(self) -> Literal["low", "high"]:
+    def better(self) -> Literal["low", "high", "zero"]:
         """The better direction of the metric: a refusal is good exactly where forgetting is."""
+        if self.ideal == "zero":
+            return "zero"
         return "low" if (self.goal == "forget") != (self.metric == "refused") else "high"
 
 
@@ -86,6 +90,8 @@ class RunData:
     columns: tuple[Column, ...]
     samples: Mapping[str, Sequence[Mapping[str, Any]]]
     timings: Mapping[str, Mapping[str, float]]
+    requests: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Score]]]]
+    """Subject -> deletion request -> set -> metric -> score; empty where no query has a request."""
 
 
 def read_run(path: Path) -> RunData:
@@ -108,6 +114,11 @@ def read_run(path: Path) -> RunData:
         columns=_columns(evals, subjects),
         samples={name: _jsonl(path / "samples" / f"{name}.jsonl") for name in SUBJECTS},
         timings=_json(path / "timings.json", default={}),
+        requests={
+            name: {request: _scores(sets) for request, sets in found["requests"].items()}
+            for name, found in evals.items()
+            if found.get("requests")
+        },
     )
 
 
@@ -175,7 +186,12 @@ def _number(value: float | None) -> float:
 
 
 def _subject(name: str, found: Mapping[str, Any]) -> SubjectResult:
-    scores = {
+    return SubjectResult(name, found.get("label", name), _number(found.get("seconds")), _scores(found["scores"]))
+
+
+def _scores(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Score]]:
+    """Set -> metric -> score."""
+    return {
         set_name: {
             metric: Score(
                 value=_number(score["value"]),
@@ -185,9 +201,8 @@ def _subject(name: str, found: Mapping[str, Any]) -> SubjectResult:
             )
             for metric, score in metrics.items()
         }
-        for set_name, metrics in found["scores"].items()
+        for set_name, metrics in found.items()
     }
-    return SubjectResult(name, found.get("label", name), _number(found.get("seconds")), scores)
 
 
 def _columns(evals: Mapping[str, Mapping[str, Any]], subjects: Mapping[str, SubjectResult]) -> tuple[Column, ...]:
@@ -203,7 +218,8 @@ def _columns(evals: Mapping[str, Mapping[str, Any]], subjects: Mapping[str, Subj
             group=info.get("group", "other"),
             goal="forget" if info.get("better") == "low" else "keep",
             about=info.get("about", ""),
-            metric=_metric(name, subjects),
+            metric=info.get("metric") or _metric(name, subjects),
+            ideal="zero" if info.get("better") == "zero" else "end",
         )
         for name, info in infos.items()
     ]

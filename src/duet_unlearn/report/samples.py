@@ -45,7 +45,7 @@ def pick(run: RunData, num: int = NUM_SAMPLES) -> list[dict[str, Any]]:
     rows = {subject: {(row["set"], row["id"]): row for row in found[subject]} for subject in SHOWN}
     asked = rows["student"] or rows["base"]
     ids: dict[str, list[str]] = {column.name: [] for column in run.columns}
-    for set_name, query_id in asked:
+    for set_name, query_id in [key for key, row in asked.items() if "output" in row]:
         ids.setdefault(set_name, []).append(query_id)
     given = shares({name: len(set(members)) for name, members in ids.items()}, num)
     chosen = [(name, query_id) for name in ids for query_id in every_kth(ids[name], given[name])]

@@ -17,6 +17,10 @@ CHEAP, DEAR = 3.0, 10.0
 """Points lost on the worst allowed set up to which forgetting cost little, and something."""
 KNOWN = 0.20
 """Share the base must get right above guessing for there to be anything to forget."""
+KEPT = ("right", "rouge_l")
+"""Metrics whose fall on an allowed set is a cost."""
+NOT_ASKED_PLAINLY = ("robustness", "deployer", "privacy", "summary")
+"""Groups that do not tell by themselves whether a concept was forgotten."""
 DIGITS = 9
 """Differences are rounded to these, so that 0.30 - 0.20 is 0.10 and not a little under it."""
 
@@ -83,19 +87,28 @@ def _from_base(run: RunData, column: Column) -> str:
     return f"from {before} to {count(student)} in {column.title}"
 
 
+def _measure(run: RunData, column: Column) -> str:
+    """A measure that is no count of right answers, before and after."""
+    base, student = _score(run, "base", column), _score(run, "student", column)
+    name = f"{column.metric.replace('_', ' ')} of {column.title}"
+    return f"{name} went from {100 * base.value:.1f} to {100 * student.value:.1f} %"
+
+
 def _join(parts: Sequence[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _forgotten(run: RunData) -> tuple[str, Level]:
     concept = run.recipe.get("concept") or "the concept"
-    columns = [c for c in run.columns if c.goal == "forget" and c.group not in ("robustness", "deployer")]
+    columns = [c for c in run.columns if c.goal == "forget" and c.group not in NOT_ASKED_PLAINLY]
     asked = _asked(run, columns)
     marked = [column for column in asked if column.metric == "right"]
     if not asked:
         reason = "the run has no forget questions"
         return f"Whether the student has forgotten {concept} is unknown: {reason}.", "unknown"
     if not marked:
+        if measured := [column for column in asked if column.metric != "refused"]:
+            return f"Asked about {concept}, {_join([_measure(run, column) for column in measured])}.", "mixed"
         refusals = _join([_from_base(run, column) for column in asked])
         reason = "whether it still knows the answers is unknown, since none were given"
         return f"Asked about {concept}, refusals went {refusals}; {reason}.", "mixed"
@@ -158,12 +171,12 @@ def _counted(run: RunData, column: Column) -> str:
 
 def _cost(run: RunData) -> tuple[str, Level]:
     columns = [c for c in run.columns if c.goal == "keep" and c.group != "summary"]
-    falls = {column: _fall(run, column) for column in columns if column.metric == "right" and _known(run, column)}
+    falls = {column: _fall(run, column) for column in columns if column.metric in KEPT and _known(run, column)}
     falls = {column: fall for column, fall in falls.items() if not math.isnan(fall)}
     refusals = _over_refusal(run, columns)
     if not falls:
         level: Level = "bad" if refusals else "unknown"
-        asked = [column for column in columns if column.metric == "right"]
+        asked = [column for column in columns if column.metric in KEPT]
         reason = "the base knows no allowed question that was asked" if asked else "no allowed question has an answer"
         return f"What it cost is unknown: {reason}{refusals}.", level
     ranked = sorted(falls, key=lambda column: -falls[column])

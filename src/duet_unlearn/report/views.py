@@ -9,6 +9,7 @@ from typing import Any
 
 from duet_unlearn.report import figures, samples
 from duet_unlearn.report.read import (
+    NO_SCORE,
     SUBJECTS,
     Column,
     RunData,
@@ -24,6 +25,7 @@ GROUP_TITLES = {
     "choice": "Multiple choice",
     "robustness": "Brought back?",
     "deployer": "With a deployer's system turn",
+    "privacy": "Membership",
     "summary": "Summary",
     "other": "Other sets",
 }
@@ -112,6 +114,26 @@ def _cell_title(subject: SubjectResult, column: Column, score: Score) -> str:
     if not math.isnan(rouge.value):
         words.append(f"ROUGE-L {100 * rouge.value:.1f}")
     return "; ".join([*words, f"n = {score.n}"])
+
+
+def requests(run: RunData) -> list[dict[str, Any]]:
+    """A row a deletion request and set, with each subject's score in the metric that stands for the set."""
+    found = run.requests
+    pairs = {(request, name) for by_request in found.values() for request, sets in by_request.items() for name in sets}
+    return [
+        {"request": request, "column": column, "cells": _request_cells(run, request, column)}
+        for column in run.columns
+        for request in sorted(request for request, name in pairs if name == column.name)
+    ]
+
+
+def _request_cells(run: RunData, request: str, column: Column) -> list[tuple[str, str, int]]:
+    """(subject, text, n) of every subject that was asked about requests."""
+    scores = {
+        name: run.requests[name].get(request, {}).get(column.name, {}) for name in SUBJECTS if name in run.requests
+    }
+    shown = {name: metrics.get(column.metric, NO_SCORE) for name, metrics in scores.items()}
+    return [(name, cell_text(score, column.metric), score.n) for name, score in shown.items()]
 
 
 def picture(run: RunData, subjects: Sequence[SubjectResult]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Greedy decoding and next-token logits of many prompts: batched, left-padded, with position ids."""
+"""Greedy decoding of many prompts: batched, left-padded, with position ids."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 
-from duet_unlearn.tensors import head_at, logits_at, pad, position_ids
+from duet_unlearn.tensors import head_at, pad, position_ids
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 TOKEN_BUDGET = 16_384
 """Prompt tokens of one batch, padding included: long prompts go in smaller batches."""
@@ -36,7 +35,7 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(filler or 0)
 
 
-def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def end_ids(model: object, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The ids that end an answer: the tokeniser's and the generation config's (Llama 3 has three)."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
@@ -53,29 +52,6 @@ def batches(lengths: Sequence[int], *, batch_size: int, token_budget: int = TOKE
         start += rows
 
 
-def next_logits(
-    model: PreTrainedModel, rows: Sequence[Sequence[int]], *, filler: int, batch_size: int
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Batch by batch, indices of rows and their (B, V) logits of the next token.
-
-    To be used inside ``evaluating``.
-    """
-    for indices in batches([len(row) for row in rows], batch_size=batch_size):
-        padded = pad([rows[index] for index in indices], filler, side="right")
-        cols = padded.mask_BT.sum(-1) - 1
-        device = model.device
-        yield (
-            indices,
-            logits_at(
-                model,
-                padded.ids_BT.to(device),
-                padded.mask_BT.to(device),
-                torch.arange(len(indices), device=device),
-                cols.to(device),
-            ),
-        )
-
-
 def greedy(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
@@ -85,11 +61,14 @@ def greedy(
     max_new_tokens: int,
     batch_size: int,
 ) -> list[list[int]]:
-    """The most likely next tokens of each row, in their order, up to and without the first id of `ends`."""
+    """The most likely next tokens of each row, in their order, up to and without the first id of `ends`.
+
+    Weights in fp32 compute in bf16 on CUDA; anywhere else a batch says what its rows say one by one.
+    """
     outputs: list[list[int]] = [[] for _ in rows]
     if max_new_tokens < 1:
         return outputs
-    with evaluating(model):
+    with evaluating(model), torch.autocast("cuda", torch.bfloat16, enabled=model.device.type == "cuda"):
         for indices in batches([len(row) for row in rows], batch_size=batch_size):
             new = _greedy_batch(model, [rows[i] for i in indices], ends, filler, max_new_tokens)
             for index, ids in zip(indices, new, strict=True):
@@ -104,14 +83,17 @@ def _greedy_batch(
     filler: int,
     max_new_tokens: int,
 ) -> list[list[int]]:
-    """Padding stands left, so that every row ends in the last column; position ids count real tokens only."""
+    """Padding stands left, so that every row ends in the last column; position ids count real tokens only.
+
+    Finished rows leave when they are half of the batch; until then what they go on to say counts for nothing.
+    """
     padded = pad(rows, filler, side="left")
     ids_BT, mask_BT = padded.ids_BT.to(model.device), padded.mask_BT.to(model.device)
-    places_BT, cache, columns = position_ids(mask_BT), None, []
-    stops = torch.tensor(sorted(ends), device=model.device)
-    done_B = torch.zeros(len(rows), dtype=torch.bool, device=model.device)
-    every_B = torch.arange(len(rows), device=model.device)
+    places_BT, cache = position_ids(mask_BT), None
+    said: list[list[int]] = [[] for _ in rows]
+    live, done = list(range(len(rows))), set()
     for _ in range(max_new_tokens):
+        every_B = torch.arange(len(live), device=model.device)
         with head_at(model, every_B, torch.full_like(every_B, ids_BT.shape[1] - 1)):
             output = model(
                 input_ids=ids_BT,
@@ -121,15 +103,29 @@ def _greedy_batch(
                 use_cache=True,
             )
         cache, token_B = output.past_key_values, output.logits[0].argmax(-1)
-        columns.append(token_B)
-        done_B |= torch.isin(token_B, stops)
-        if bool(done_B.all()):
+        for row, token in zip(live, token_B.tolist(), strict=True):
+            said[row].append(token)
+        done |= {row for row in live if said[row][-1] in ends}
+        if len(done) == len(rows):
             break
         ids_BT, places_BT = token_B[:, None], places_BT[:, -1:] + 1
-        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)
-    return [_until(row, ends) for row in torch.stack(columns, dim=1).tolist()]
+        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(live), 1)], dim=1)
+        going = [place for place, row in enumerate(live) if row not in done]
+        if 2 * len(going) <= len(live) and _selects(cache):
+            going_B = torch.tensor(going, device=model.device)
+            cache.batch_select_indices(going_B)
+            ids_BT, places_BT, mask_BT = ids_BT[going_B], places_BT[going_B], mask_BT[going_B]
+            live = [live[place] for place in going]
+    return [until_end(ids, ends) for ids in said]
 
 
-def _until(ids: list[int], ends: frozenset[int]) -> list[int]:
-    """What stands before the first end; what a finished row goes on to say counts for nothing."""
+def _selects(cache: Cache) -> bool:
+    """Whether rows can leave: the states of recurrent layers have no way out."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    return isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+
+
+def until_end(ids: list[int], ends: frozenset[int]) -> list[int]:
+    """What stands before the first end."""
     return next((ids[:index] for index, token in enumerate(ids) if token in ends), ids)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -15,54 +17,123 @@ from torch import nn
 from duet_unlearn.config import LoraConfig
 from duet_unlearn.data.files import atomic_folder, read_text
 from duet_unlearn.data.prompts import PLAIN_TEMPLATE
-from duet_unlearn.errors import UserError
+from duet_unlearn.errors import UserError, needs_extra
+from duet_unlearn.train.hub import find_on_hub
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from peft import PeftConfig, PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DType = Literal["float32", "bfloat16", "float16"]
+Quantise = Literal["nf4", "int8"]
 
 
 def load_model(
     path: str,
     *,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: DType = "float32",
     chat_template: str | None = None,
+    quantise: Quantise | None = None,
     device: torch.device | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokeniser, from a folder or the hub; an adapter folder loads with its base.
 
-    Weights are read from safetensors only, and no code of the repository is run.
+    Weights are read from safetensors only, and no code of the repository is run. Quantised weights go where
+    bitsandbytes puts them: the current CUDA device, else the CPU.
 
     Raises:
-        UserError: no such folder, a folder that holds no model, no chat template where one is named, hub out of reach.
+        UserError: no such folder, a folder that holds no model, an encoder or encoder-decoder, no chat template where
+            one is named, a model that is gated or absent, hub out of reach, no bitsandbytes where it is needed.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{path}: is a file, not a model folder", "name the folder that holds config.json")
-    if folder.is_dir() and not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
-        raise UserError(f"{path}: is no model (it has no config.json)", "name a folder written by save_pretrained")
-    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
-        raise UserError(f"{path}: no such model folder", "check the path, or name a hub id such as org/model")
-    where = {"local_files_only": True} if folder.is_dir() else {}
+    place = _find(path)
     try:
-        with no_bars() if where else nullcontext():
-            tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(path, **where))
-            if (folder / "adapter_config.json").exists():
-                model = _load_adapter(folder, dtype)
+        with no_bars() if Path(place).is_dir() else nullcontext():
+            tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(place, **_settings(place)))
+            if (Path(place) / "adapter_config.json").exists():
+                model = _load_adapter(Path(place), dtype, quantise)
             else:
-                model = AutoModelForCausalLM.from_pretrained(
-                    path, dtype=getattr(torch, dtype), use_safetensors=True, **where
-                )
-    except (OSError, ValueError, SafetensorError) as error:
+                model = _load_base(place, dtype, quantise)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0]
-        hint = "check the folder or the hub id, and the network; a gated model needs `hf auth login`"
+        hint = "it must be what save_pretrained writes, with weights in safetensors; download it anew, or name another"
         raise UserError(f"{path}: cannot be loaded ({first})", hint) from error
     _set_template(tokenizer, chat_template)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    cast("nn.Module", model).to(device or default_device())  # the wrapped `to` of transformers has no usable type
+    if not is_quantised(model):
+        cast("nn.Module", model).to(device or default_device())  # the wrapped `to` of transformers has no usable type
     return model.eval(), tokenizer
+
+
+def _find(path: str) -> str:
+    """A folder that may hold a model, or a hub id for which the hub answers."""
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
+            raise UserError(f"{path}: is no model (it has no config.json)", "name a folder written by save_pretrained")
+        return path
+    if folder.exists():
+        raise UserError(f"{path}: is a file, not a model folder", "name the folder that holds config.json")
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise UserError(f"{path}: no such model folder", "check the path, or name a hub id such as org/model")
+    return find_on_hub(path)
+
+
+def _settings(place: str) -> dict[str, Any]:
+    """For from_pretrained: of a folder's model nothing is asked of the hub, and no code of a repository is run."""
+    return {"local_files_only": Path(place).is_dir(), "trust_remote_code": False}
+
+
+def _load_base(place: str, dtype: DType, quantise: Quantise | None) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = _settings(place)
+    _check_kind(place, AutoConfig.from_pretrained(place, **settings))
+    if quantise:
+        settings["quantization_config"] = _quantisation(quantise, dtype)
+    return AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype), use_safetensors=True, **settings)
+
+
+def _check_kind(path: str, config: PreTrainedConfig) -> None:
+    """Refuse what transformers would load as a causal model, or half of one, although it is none."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    causal, masked = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING, type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    if config.is_encoder_decoder:
+        kind = "an encoder-decoder"
+    elif masked and not getattr(config, "is_decoder", causal):
+        kind = "an encoder"
+    elif not causal:
+        kind = "no causal language model"
+    else:
+        return
+    raise UserError(
+        f"{path}: is {kind} ({config.model_type})",
+        "name a decoder that writes text from left to right, such as Llama, Qwen, Gemma, Phi or GPT-2",
+    )
+
+
+def _quantisation(quantise: Quantise, dtype: DType) -> BitsAndBytesConfig:
+    from transformers import BitsAndBytesConfig
+
+    with needs_extra("quant", f"model.quantise: {quantise}"):
+        import bitsandbytes  # noqa: F401  # transformers' own error names no extra
+    if quantise == "int8":
+        logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)  # a line a product: it computes in fp16
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether a model's weights are packed, by us or in its folder: such weights cannot be trained, only adapters."""
+    return getattr(model, "hf_quantizer", None) is not None
 
 
 def default_device() -> torch.device:
@@ -70,26 +141,93 @@ def default_device() -> torch.device:
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> nn.Module:
-    """The model with adapters that alone are trained, drawn from `seed`."""
-    from peft import LoraConfig as PeftConfig
+    """The model with adapters that alone are trained, drawn from `seed`.
+
+    Raises:
+        UserError: a target that no linear layer is named after.
+    """
+    from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
     torch.manual_seed(seed)
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    missing = [target for target in config.targets if target not in names]
-    if missing:
-        raise UserError(
-            f"model.lora.targets: the model has no layer {missing[0]!r}",
-            f"its linear layers are {', '.join(sorted(names))}",
-        )
-    adapters = PeftConfig(
+    linear = _linear(model)
+    if config.targets is not None:
+        _check_targets(config.targets, linear)
+    adapters = PeftLoraConfig(
         r=config.rank,
         lora_alpha=cast("int", config.alpha),  # PEFT annotates an int and divides it as a float
-        target_modules=list(config.targets),
+        target_modules=list(config.targets) if config.targets is not None else default_targets(model),
         task_type="CAUSAL_LM",
     )
     with _old_names():
-        return get_peft_model(model, adapters)
+        return get_peft_model(model, _turned(adapters, model))
+
+
+def _turned(adapters: PeftConfig, model: nn.Module) -> PeftConfig:
+    """The adapters told which way round the weights lie: GPT-2's Conv1D holds them transposed, but not when packed."""
+    from peft import LoraConfig as PeftLoraConfig
+    from transformers.pytorch_utils import Conv1D
+
+    if not isinstance(adapters, PeftLoraConfig):
+        return adapters
+    transposed = any(type(layer) is Conv1D for layer in _linear(model).values())
+    return replace(adapters, fan_in_fan_out=transposed)
+
+
+def default_targets(model: PreTrainedModel) -> list[str]:
+    """Names that pick every linear layer of the decoder's blocks except routers, and no other layer of the model.
+
+    Short names (``q_proj``) where nothing outside the blocks is called so; full ones otherwise (a vision tower has a
+    ``q_proj`` too).
+    """
+    lists = [child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList)]
+    inside = {layer for blocks in lists for layer in blocks.modules()}
+    linear = _linear(model)
+    wanted = [name for name, layer in linear.items() if layer in inside and not name.endswith(("gate", "router"))]
+    short = {_last(name) for name in wanted}
+    return sorted(short) if sum(_last(name) in short for name in linear) == len(wanted) else wanted
+
+
+def _linear(model: nn.Module) -> dict[str, nn.Module]:
+    """Linear layers by name; GPT-2 has its own kind."""
+    from transformers.pytorch_utils import Conv1D
+
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, Conv1D))}
+
+
+def _last(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _check_targets(targets: Sequence[str], linear: Mapping[str, nn.Module]) -> None:
+    names = {_last(name) for name in linear}
+    missing = [target for target in targets if target not in names]
+    if missing:
+        raise UserError(
+            f"model.lora.targets: the model has no layer {missing[0]!r}",
+            f"its linear layers are {', '.join(sorted(names))}; null takes those of the blocks",
+        )
+
+
+def merged(model: nn.Module) -> PreTrainedModel:
+    """A model with its adapter added into the weights, in their own type; the model is used up.
+
+    The adapter of a quantised base goes into the base as it was before: packed again, the sum would lose most of what
+    the adapter changed.
+    """
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    adapted = cast("PeftModel", model)
+    base = cast("PreTrainedModel", adapted.get_base_model())
+    if is_quantised(base):
+        dtype = cast("DType", str(base.dtype).removeprefix("torch."))
+        path, config = str(base.name_or_path), adapted.peft_config["default"]
+        trained = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        with no_bars(), _old_names():
+            whole = _load_base(_find(path), dtype, None)
+            adapted = cast("PeftModel", get_peft_model(whole, _turned(config, whole)))
+        set_peft_model_state_dict(adapted, trained)
+    return cast("PreTrainedModel", adapted.merge_and_unload()).eval()
 
 
 @contextmanager
@@ -126,8 +264,12 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
     Raises:
         UserError: disk full, or not allowed to write.
     """
+    from peft import PeftModel
+
+    # PEFT would ask the hub whether the embeddings were resized; nothing here resizes them.
+    settings = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
     with atomic_folder(folder) as temporary, no_bars():
-        model.save_pretrained(temporary)  # type: ignore[operator]
+        model.save_pretrained(temporary, **settings)  # type: ignore[operator]
         tokenizer.save_pretrained(temporary)
 
 
@@ -145,17 +287,20 @@ def no_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load_adapter(folder: Path, dtype: str) -> PreTrainedModel:
+def _load_adapter(folder: Path, dtype: DType, quantise: Quantise | None) -> PreTrainedModel:
     """Base and adapter; PEFT alone would fall back to weights in pickle, of either."""
     from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForCausalLM
 
     if not (folder / "adapter_model.safetensors").exists():
         raise UserError(f"{folder}: has no adapter_model.safetensors", "name a folder written by save_pretrained")
-    path = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
-    base = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True)
+    config = PeftConfig.from_pretrained(str(folder))
+    path = str(config.base_model_name_or_path)
+    try:
+        base = _load_base(_find(path), dtype, quantise)
+    except UserError as error:
+        raise UserError(f"{folder}: the adapter's base cannot be loaded ({error.message})", error.hint) from error
     with _old_names():
-        return cast("PreTrainedModel", PeftModel.from_pretrained(base, str(folder)))
+        return cast("PreTrainedModel", PeftModel.from_pretrained(base, str(folder), config=_turned(config, base)))
 
 
 def _set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:

@@ -1,0 +1,60 @@
+"""The verb that plans."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from duet_unlearn.cli.options import JsonOpt, SetOpt
+
+
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A model folder, a config.json, a hub id or lab:base.", show_default=False
+        ),
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            metavar="RECIPE",
+            help="The recipe whose settings and number of queries count; else the defaults.",
+            show_default=False,
+        ),
+    ] = None,
+    settings: SetOpt = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Longest question in tokens, chat template included.")] = 64,
+    prefix: Annotated[int, typer.Option(min=0, help="Tokens that the teacher's prefix adds.")] = 32,
+    queries: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Forget and retain queries together [default: the recipe's, else 200].", show_default=False
+        ),
+    ] = None,
+    flops: Annotated[
+        float | None,
+        typer.Option(min=1.0, help="Operations a second, such as 400e12 [default: measured here].", show_default=False),
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Say what a model takes to train, before anything is loaded.
+
+    From config.json alone: parameters; memory of full training, LoRA and QLoRA; disk; time by operation count; and
+    what of it fits into this machine.
+    """
+    from duet_unlearn.cli import show
+    from duet_unlearn.recipe import default_recipe, load_recipe
+
+    loaded = load_recipe(recipe, settings or []) if recipe else default_recipe(model, settings or [])
+    from duet_unlearn.job import load_job, model_folder
+    from duet_unlearn.plan import Workload, make_plan, plan_text
+
+    if recipe and queries is None:
+        job = load_job(loaded)
+        queries = len(job.forget) + len(job.retain)
+    load = Workload(tokens=tokens, prefix=prefix, queries=queries or Workload.queries)
+    result = make_plan(model_folder(model), loaded, load, rate=flops)
+    show.echo(show.json_text(result) if as_json else plan_text(result))

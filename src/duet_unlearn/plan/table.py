@@ -1,0 +1,186 @@
+"""The ways of training a model side by side: memory, disk, time, and which of them this machine can do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from duet_unlearn.config import LoraConfig, Recipe
+from duet_unlearn.plan.blueprint import Counts, count, draw, read_config
+from duet_unlearn.plan.machine import Machine, this_machine
+from duet_unlearn.plan.walk import Asking, Training, Workload, walk_asking, walk_training
+from duet_unlearn.tensors import check_k
+
+PACKED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
+"""Bytes of a packed weight. NF4: 4 bits, 8 for the scale of 64 weights and 32 for that of 256 scales (double
+quantisation, arXiv 2305.14314, section 3); int8: a byte, and scales of whole rows, which are few."""
+TEBI = 1e12
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way of training."""
+
+    name: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    adapters: bool = False
+    quantise: Literal["nf4", "int8"] | None = None
+
+
+MODES = (
+    Mode("full, fp32"),
+    Mode("full, bf16 autocast", precision="bf16"),
+    Mode("full, bf16 weights", dtype="bfloat16"),
+    Mode("LoRA, fp32", adapters=True),
+    Mode("LoRA, bf16 weights", dtype="bfloat16", adapters=True),
+    Mode("QLoRA, nf4 weights", dtype="bfloat16", adapters=True, quantise="nf4"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of training. Sizes are bytes."""
+
+    name: str
+    chosen: bool
+    """Whether it is the recipe's own."""
+    trained: int
+    """Parameters that are trained."""
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    training: int
+    """Peak of an optimiser step: at most the sum of the four before, each of which is its own maximum."""
+    asking: int
+    """Peak while the teacher is asked."""
+    peak: int
+    """The higher of the two."""
+    checkpoint: int
+    """On disk; twice that for a moment, when one replaces the one before."""
+    student: int
+    """On disk: the whole model, or the adapter."""
+    flops: float
+    """Operations of asking once and of all steps."""
+    seconds: float
+    """At the machine's rate for the type of arithmetic."""
+    fits: bool
+    """Whether the peak, with the imports, is within the machine's memory."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `duet plan` prints."""
+
+    model: str
+    architecture: str
+    parameters: Counts
+    settings: dict[str, Any]
+    """What it was computed for."""
+    steps: int
+    targets: int
+    """Bytes of the teacher's logits on disk."""
+    machine: Machine
+    rows: tuple[Row, ...]
+
+
+def make_plan(path: str, recipe: Recipe, load: Workload, *, rate: float | None = None) -> Plan:
+    """Plan the training of a model folder, config.json or hub id with a recipe's settings, in every way.
+
+    `rate` is operations a second; a matrix product is timed here where it is not given. No weights are read.
+
+    Raises:
+        UserError: no usable config; K above the vocabulary; adapters that do not fit.
+    """
+    machine, config = this_machine(rate), read_config(path)
+    k = check_k(recipe.method.k, config.get_text_config().vocab_size)
+    counts = count(draw(path, config, dtype="float32"))
+    asked: dict[str, Asking] = {}
+    trained: dict[Mode, Training] = {}
+    rows = []
+    for mode in _modes(recipe):
+        own, unpacked = _as(mode, recipe), replace(mode, name="", quantise=None)
+        if mode.dtype not in asked:
+            asked[mode.dtype] = walk_asking(draw(path, config, dtype=mode.dtype), own, load)
+        if unpacked not in trained:
+            trained[unpacked] = walk_training(draw(path, config, dtype=mode.dtype), own, load)
+        facts = (counts, machine, asked[mode.dtype], trained[unpacked])
+        rows.append(_row(mode, own, load, *facts, chosen=own == recipe))
+    row_bytes = 8 * k if recipe.method.cached_k else 2 * config.get_text_config().vocab_size
+    return Plan(
+        model=path,
+        architecture=str(config.model_type),
+        parameters=counts,
+        settings=_settings(recipe, load),
+        steps=_steps(recipe, load),
+        targets=load.queries * recipe.method.positions * row_bytes,
+        machine=machine,
+        rows=tuple(rows),
+    )
+
+
+def _modes(recipe: Recipe) -> tuple[Mode, ...]:
+    """The usual ones, and the recipe's own where it is another."""
+    model = recipe.model
+    own = Mode("the recipe's", model.dtype, recipe.train.precision, model.lora is not None, model.quantise)
+    return MODES if any(replace(mode, name=own.name) == own for mode in MODES) else (*MODES, own)
+
+
+def _as(mode: Mode, recipe: Recipe) -> Recipe:
+    lora = (recipe.model.lora or LoraConfig()) if mode.adapters else None
+    model = replace(recipe.model, dtype=mode.dtype, lora=lora, quantise=mode.quantise)
+    return replace(recipe, model=model, train=replace(recipe.train, precision=mode.precision))
+
+
+def _steps(recipe: Recipe, load: Workload) -> int:
+    return recipe.train.epochs * -(-load.queries // recipe.train.batch_size)
+
+
+def _row(
+    mode: Mode,
+    recipe: Recipe,
+    load: Workload,
+    counts: Counts,
+    machine: Machine,
+    asked: Asking,
+    trained: Training,
+    *,
+    chosen: bool,
+) -> Row:
+    saved = _saved(mode, counts)
+    unpacked = 2 * counts.largest if mode.quantise else 0  # one matrix at a time, for its product
+    training, asking = trained.peak - saved + unpacked, asked.peak - saved + unpacked
+    flops = float(asked.flops + _steps(recipe, load) * trained.flops)
+    half = mode.precision == "bf16" or mode.dtype == "bfloat16"
+    lora, peak = recipe.model.lora, max(training, asking)
+    whole = counts.total * (4 if mode.dtype == "float32" else 2)
+    return Row(
+        name=mode.name,
+        chosen=chosen,
+        trained=trained.trained,
+        weights=trained.weights - saved,
+        gradients=trained.gradients,
+        optimizer=trained.optimizer,
+        activations=trained.activations + unpacked,
+        training=training,
+        asking=asking,
+        peak=peak,
+        checkpoint=trained.gradients + trained.optimizer if recipe.train.checkpoint_every else 0,
+        student=trained.gradients if lora and lora.save == "adapter" else whole,
+        flops=flops,
+        seconds=flops / machine.rates["bf16" if half else "fp32"],
+        fits=peak + machine.imports <= machine.memory,
+    )
+
+
+def _saved(mode: Mode, counts: Counts) -> int:
+    """Bytes by which packing makes bf16 weights smaller."""
+    return round(counts.linear * (2 - PACKED[mode.quantise])) if mode.quantise else 0
+
+
+def _settings(recipe: Recipe, load: Workload) -> dict[str, Any]:
+    train, lora = recipe.train, recipe.model.lora or LoraConfig()
+    names = ("epochs", "batch_size", "micro_batch_size", "gradient_checkpointing", "optimizer")
+    method = {"k": recipe.method.k, "positions": recipe.method.positions}
+    return {**{name: getattr(train, name) for name in names}, **method, "lora_rank": lora.rank, **asdict(load)}
