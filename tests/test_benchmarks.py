@@ -101,6 +101,20 @@ def test_gpu_runs_without_a_card_and_without_the_command_lines_packages(tmp_path
     assert "teacher's targets" in done.stdout
 
 
+@pytest.mark.slow
+def test_plan_is_measured_beside_real_runs(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    for case in ("lora", "mixture"):
+        done = run(str(BENCHMARKS / "plan.py"), "--tiny", "--only", case, "--out", str(out))
+        assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert [case["name"] for case in result["cases"]] == ["lora", "lora, bf16 weights", "mixture, full"]
+    for case in result["cases"]:
+        assert case["measured"]["training"] > 0
+        assert case["ratios"]["total"] == case["foretold"]["total"] / case["measured"]["total"]
+    assert "mixture, full" in done.stdout
+
+
 def test_gpu_says_so_where_there_is_no_card(tmp_path: Path) -> None:
     done = run(str(BENCHMARKS / "gpu.py"), "--out", str(tmp_path / "gpu.json"))
     assert done.returncode == 1

@@ -42,6 +42,10 @@ ROUNDED = (
 )
 
 
+TEMPLATE = 512
+"""Tokens that a chat template adds at most; what may come near the model's context is counted exactly."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A recipe and its queries."""
@@ -101,15 +105,24 @@ class Job:
         Raises:
             UserError: a query does not; it is named with its lengths.
         """
+        if limit is None:
+            return
+        usual = self.recipe.evaluate.max_new_tokens
         trained = self.in_both((*self.forget, *self.retain, *self.validation_forget, *self.validation_retain))
-        asked = [pair for one in self.suite() for pair in zip(one.queries, one.prefill or cycle([""]), strict=False)]
-        for query, opening in [*((query, "") for query in trained), *asked]:
+        asked = [
+            (query, opening, one.max_new_tokens or usual)
+            for one in self.suite()
+            for query, opening in zip(one.queries, one.prefill or cycle([""]), strict=False)
+        ]
+        for query, opening, new_tokens in [*((query, "", usual) for query in trained), *asked]:
             prefix = prefix_of(self.recipe).about(query.concept)
-            prompt = len(render(tokenizer, query.messages, prefix=prefix, prefill=opening))
             longest = max((query.answer or "", query.paraphrase or "", *(query.wrong or ())), key=len)
-            answer = 1 + len(answer_ids(tokenizer, query.messages, longest))
-            room = max(answer, self.recipe.evaluate.max_new_tokens)
-            if limit and prompt + room > limit:
+            texts = (prefix.said, opening, *(message["content"] for message in query.messages))
+            if _most_tokens(*texts) + max(_most_tokens(longest), new_tokens) + TEMPLATE <= limit:
+                continue
+            prompt = len(render(tokenizer, query.messages, prefix=prefix, prefill=opening))
+            room = max(1 + len(answer_ids(tokenizer, query.messages, longest)), new_tokens)
+            if prompt + room > limit:
                 raise UserError(
                     f"query {query.id!r}: {prompt} tokens of prompt and {room} of answer exceed the model's {limit}",
                     "shorten the query, its answer, the prefix, data.context, evaluate.shots (MMLU) or"
@@ -269,6 +282,11 @@ def set_in_context(eval_set: EvalSet, context: Sequence[Message]) -> EvalSet | N
         queries=tuple(in_context(eval_set.queries[i], context) for i in fit),
         prefill=tuple(eval_set.prefill[i] for i in fit) if eval_set.prefill is not None else None,
     )
+
+
+def _most_tokens(*texts: str) -> int:
+    """No tokeniser of ours makes more tokens of a text than it has bytes, and a mark for its beginning."""
+    return sum(len(text.encode()) + 1 for text in texts)
 
 
 def _under(concepts: Sequence[str], queries: Sequence[Query]) -> tuple[Query, ...]:
