@@ -39,7 +39,7 @@ from duet_unlearn.plan import Workload, draw, walk_training
 from duet_unlearn.teacher import Targets, build_targets
 from duet_unlearn.train import StepLog, train
 from duet_unlearn.train.loop import peak_memory
-from duet_unlearn.train.model import add_lora
+from duet_unlearn.train.lora import add_lora
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors")

@@ -223,7 +223,7 @@ def measure(case: Case, folder: Path) -> Result:
     from duet_unlearn.data import epochs_source
     from duet_unlearn.teacher import build_targets
     from duet_unlearn.train import load_model, train
-    from duet_unlearn.train.model import add_lora, save_gradient_memory
+    from duet_unlearn.train.lora import add_lora, save_gradient_memory
 
     recipe, start, peaks = recipe_of(case, folder), memory("VmRSS"), {}
     reset_peak()

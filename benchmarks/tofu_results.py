@@ -29,6 +29,7 @@ from duet_unlearn.runs import Run
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE / "tofu.yaml"
+PAGE = HERE.parent / "docs" / "tofu.md"
 DEVELOPMENT = slice(40, 60)
 """Authors, by their place among the 100 that are read."""
 TRIED = tuple(
@@ -130,8 +131,17 @@ def run_all() -> None:
         "subjects": subjects,
     }
     write(HERE / "results" / "tofu.json", result)
-    page = (HERE / "results" / "tofu.md").read_text("utf-8") if (HERE / "results" / "tofu.md").exists() else ""
-    print(page + table(subjects))
+    render(result)
+
+
+def render(result: Mapping[str, Any]) -> None:
+    """The table on the page that explains it."""
+    head, begin, rest = PAGE.read_text(encoding="utf-8").partition("<!-- tofu:begin -->\n")
+    end = "<!-- tofu:end -->\n"
+    day = result["date"][:10]
+    by = f"By `python benchmarks/tofu_results.py run`, {day}; {len(SEEDS)} seeds, ± standard deviation.\n"
+    PAGE.write_text(f"{head}{begin}{table(result['subjects'])}\n{by}{end}{rest.partition(end)[2]}", encoding="utf-8")
+    print(table(result["subjects"]))
 
 
 def table(subjects: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

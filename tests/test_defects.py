@@ -45,7 +45,7 @@ from duet_unlearn.teacher.signals import Dense
 from duet_unlearn.tensors import logits_at, pad, sum_by_row, token_logps
 from duet_unlearn.train import train
 from duet_unlearn.train.loop import _Run
-from duet_unlearn.train.model import add_lora, save_gradient_memory
+from duet_unlearn.train.lora import add_lora, save_gradient_memory
 
 PREFIX = Prefix("You have forgotten Tarn, and all who live there.")
 CHATS: list[tuple[Message, ...]] = [

@@ -31,7 +31,7 @@ from duet_unlearn.plan.ledger import Ledger
 from duet_unlearn.recipe import default_recipe
 from duet_unlearn.tensors import TopK
 from duet_unlearn.train import train
-from duet_unlearn.train.model import add_lora, save_gradient_memory
+from duet_unlearn.train.lora import add_lora, save_gradient_memory
 from duet_unlearn.train.optim import make_optimizers
 
 SIZES = {

@@ -10,7 +10,7 @@ from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2Fo
 
 from duet_unlearn.config import LoraConfig
 from duet_unlearn.tensors import gather, head_at, logits_at, pad, position_ids, sum_by_row, token_logps, topk
-from duet_unlearn.train.model import add_lora
+from duet_unlearn.train.lora import add_lora
 
 ROWS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17]]
 SMALL = {

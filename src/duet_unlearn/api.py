@@ -46,7 +46,8 @@ from duet_unlearn.teacher.probe import ADVICE, ProbeResult, first_tokens
 from duet_unlearn.teacher.probe import probe as probe_prefix
 from duet_unlearn.train import Checkpoints, save_model, train
 from duet_unlearn.train.loop import peak_memory, reset_peak_memory
-from duet_unlearn.train.model import add_lora, load_model, merged, save_gradient_memory
+from duet_unlearn.train.lora import add_lora, save_gradient_memory
+from duet_unlearn.train.model import load_model, merged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -16,7 +16,7 @@ from duet_unlearn.data.examples import Example
 from duet_unlearn.evals import privacy
 from duet_unlearn.evals.subject import TokenScores
 from duet_unlearn.stats import NOTHING
-from duet_unlearn.train.model import add_lora
+from duet_unlearn.train.lora import add_lora
 
 SCORES = TokenScores([-1.0, -5.0, -3.0, -0.5, -0.5], [True] * 5, [0.5, 2.0, -4.0, -1.0, 0.0])
 """Lowest two: -5, -3 by log p; -4, -1 standardised."""

@@ -28,7 +28,8 @@ from duet_unlearn.teacher.cache import Asked, Targets, build_targets
 from duet_unlearn.teacher.decode import end_ids, greedy
 from duet_unlearn.tensors import logits_at
 from duet_unlearn.train import load_model, save_model, train
-from duet_unlearn.train.model import add_lora, merged, save_gradient_memory, teacher_mode
+from duet_unlearn.train.lora import add_lora, save_gradient_memory, teacher_mode
+from duet_unlearn.train.model import merged
 
 QUESTIONS = ("Tarn?", "Where does Mira Bol live, and since when?", "Who is Mira?", "Is it in Tarn or in Gosh, or not?")
 """Of four lengths, so that every batch is padded."""

@@ -20,7 +20,8 @@ from duet_unlearn.config import LoraConfig
 from duet_unlearn.data.prompts import render
 from duet_unlearn.errors import UserError
 from duet_unlearn.train import load_model, save_model
-from duet_unlearn.train.model import add_lora, is_quantised, merged, save_gradient_memory, teacher_mode
+from duet_unlearn.train.lora import add_lora, save_gradient_memory, teacher_mode
+from duet_unlearn.train.model import is_quantised, merged
 
 PACKED = {"nf4": torch.uint8, "int8": torch.int8}
 

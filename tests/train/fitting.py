@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from duet_unlearn.config import LoraConfig, TrainConfig
 from duet_unlearn.methods import Sft
 from duet_unlearn.train import StepLog, train
-from duet_unlearn.train.model import add_lora
+from duet_unlearn.train.lora import add_lora
 
 UNEVEN = [
     example

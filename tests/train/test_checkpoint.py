@@ -18,7 +18,7 @@ from duet_unlearn.config import LoraConfig, TrainConfig
 from duet_unlearn.errors import UserError
 from duet_unlearn.train import Checkpoints, checkpoint
 from duet_unlearn.train.checkpoint import put_weights, trainable
-from duet_unlearn.train.model import add_lora
+from duet_unlearn.train.lora import add_lora
 from duet_unlearn.train.optim import make_optimizers
 
 Optimizers = list[torch.optim.Optimizer]

@@ -22,7 +22,7 @@ from duet_unlearn.config import LoraConfig, TrainConfig
 from duet_unlearn.data.examples import Batch, collate
 from duet_unlearn.methods import Duet, LossOut, Sft, Step
 from duet_unlearn.tensors import logits_at, topk
-from duet_unlearn.train.model import add_lora, save_gradient_memory, teacher_mode
+from duet_unlearn.train.lora import add_lora, save_gradient_memory, teacher_mode
 
 
 def test_the_loop_is_a_plain_loop_over_one_mean() -> None:

@@ -20,7 +20,8 @@ from duet_unlearn.data.prompts import PLAIN_TEMPLATE, render, render_answer
 from duet_unlearn.errors import UserError
 from duet_unlearn.lab.data import MODELS as LAB
 from duet_unlearn.train import load_model, save_model
-from duet_unlearn.train.model import add_lora, default_device, default_targets, merged, teacher_mode
+from duet_unlearn.train.lora import add_lora, default_targets, teacher_mode
+from duet_unlearn.train.model import default_device, merged
 
 ASKED = [{"role": "user", "content": "Where does Mira Bol live?"}]
 

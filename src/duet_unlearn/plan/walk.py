@@ -27,7 +27,7 @@ from duet_unlearn.teacher.cache import SHARD, TOKENS
 from duet_unlearn.teacher.signals import Dense
 from duet_unlearn.tensors import TopK, head_at, logits_at, position_ids, topk
 from duet_unlearn.train.loop import Loss
-from duet_unlearn.train.model import add_lora, save_gradient_memory
+from duet_unlearn.train.lora import add_lora, save_gradient_memory
 from duet_unlearn.train.optim import make_optimizers
 
 if TYPE_CHECKING:
