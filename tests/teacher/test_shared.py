@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
 from duet_unlearn.teacher import shared
 from duet_unlearn.teacher.shared import answer_logits, leads, next_logits, shares
@@ -51,6 +59,24 @@ def mistral() -> PreTrainedModel:
     return MistralForCausalLM(config).eval()
 
 
+def gpt_neo() -> PreTrainedModel:
+    """Its second layer looks back four tokens, by its mask: the cache does not tell."""
+    torch.manual_seed(0)
+    config = GPTNeoConfig(
+        vocab_size=300,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        window_size=4,
+        max_position_embeddings=128,
+        initializer_range=0.4,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    return GPTNeoForCausalLM(config).eval()
+
+
 @pytest.fixture(autouse=True)
 def any_lead_pays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(shared, "LEAD_SAVES", 10)
@@ -77,7 +103,9 @@ def alone(model: PreTrainedModel, row: Sequence[int]) -> torch.Tensor:
     return model(input_ids=torch.tensor([row])).logits[0]
 
 
-@pytest.mark.parametrize("make", [lambda: tiny.llama(layers=2), gpt2, mistral], ids=["llama", "gpt2", "sliding"])
+@pytest.mark.parametrize(
+    "make", [lambda: tiny.llama(layers=2), gpt2, mistral, gpt_neo], ids=["llama", "gpt2", "sliding", "local"]
+)
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_next_logits_are_those_of_one_row_at_a_time(make: Any, batch_size: int) -> None:
     model, seen = make(), []
@@ -88,7 +116,9 @@ def test_next_logits_are_those_of_one_row_at_a_time(make: Any, batch_size: int) 
     assert sorted(seen) == list(range(len(QUESTIONS)))
 
 
-@pytest.mark.parametrize("make", [lambda: tiny.llama(layers=2), gpt2, mistral], ids=["llama", "gpt2", "sliding"])
+@pytest.mark.parametrize(
+    "make", [lambda: tiny.llama(layers=2), gpt2, mistral, gpt_neo], ids=["llama", "gpt2", "sliding", "local"]
+)
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("num_answers", [1, 3])
 def test_answer_logits_are_those_of_one_row_at_a_time(make: Any, batch_size: int, num_answers: int) -> None:
@@ -136,6 +166,7 @@ def test_which_models_share() -> None:
     assert shares(tiny.llama())
     assert shares(gpt2())
     assert not shares(mistral())
+    assert not shares(gpt_neo())
     moving = tiny.llama()
     moving.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     assert not shares(moving)

@@ -182,8 +182,10 @@ def shares(model: PreTrainedModel) -> bool:
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
-    ropes = str(getattr(model.config.get_text_config(decoder=True), "rope_parameters", None))
-    if any(repr(kind) in ropes for kind in MOVING_ROPES):
+    config = model.config.get_text_config(decoder=True)
+    ropes = str(getattr(config, "rope_parameters", None))
+    # GPT-Neo's windows are in its attention, not in its cache.
+    if any(repr(kind) in ropes for kind in MOVING_ROPES) or "local" in getattr(config, "attention_layers", ()):
         return False
     start_BT = torch.zeros((1, 1), dtype=torch.long, device=model.device)
     cache = model(input_ids=start_BT, use_cache=True).get("past_key_values")
