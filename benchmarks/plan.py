@@ -54,6 +54,9 @@ class Case:
     """Queries of a step; twice as many are asked."""
     tokens: int = 96
     """Length of every question."""
+    keeps_nothing: bool = False
+    """Run where glibc's malloc maps each block by itself, so that what is freed is given back at once: memory is then
+    that of the tensors, without the holes between them."""
 
 
 CASES = (
@@ -63,6 +66,8 @@ CASES = (
     Case("full, bf16 autocast", precision="bf16", batch=2, tokens=32),  # short: most CPUs are slow at bf16
     Case("lora", lora=True),
     Case("lora, bf16 weights", dtype="bfloat16", lora=True, batch=2, tokens=32),
+    Case("without holes: lora", lora=True, keeps_nothing=True),
+    Case("without holes: full", keeps_nothing=True),
     Case("neox, full", "gpt_neox"),
     Case("mixture, full", "qwen3_moe"),
 )
@@ -202,9 +207,12 @@ def child(case: Case, folder: Path) -> Result:
     Raises:
         SystemExit: it failed; the end of what it said is in the message.
     """
+    settings = {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    if case.keeps_nothing:
+        settings["MALLOC_MMAP_THRESHOLD_"] = str(128 << 10)
     done = subprocess.run(
         [sys.executable, __file__, "--child", str(CASES.index(case)), str(folder)],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
+        env=os.environ | settings,
         capture_output=True,
         text=True,
     )
