@@ -2,6 +2,7 @@
 
 DUET_DATA=DIR python benchmarks/choice.py                 MMLU 5-shot at 7 M and 100 M, lab questions 0-shot; on a CPU
 DUET_DATA=DIR python benchmarks/choice.py --device cuda   the same on a card
+DUET_DATA=DIR python benchmarks/choice.py --only lab      only cases whose names begin so; the rest stays
 DUET_DATA=DIR python benchmarks/choice.py --tiny          two subjects of ten questions at 7 M: for the tests
 
 DIR/mmlu has the publisher's dev/*.csv and test/*.csv. Needs the extra lm-eval.
@@ -47,7 +48,7 @@ HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "tokenizers", "lm-eval", "datasets")
 OURS_BATCH = 32
 """The product's default."""
-THEIR_BATCHES = {"cpu": (1, 8), "cuda": (16, 64)}
+THEIR_BATCHES = {"cpu": (1, 8, 64), "cuda": (16, 64, 256)}
 """lm-eval is given the fastest of these."""
 CLOSE = 1e-4
 """Log-probabilities may differ by so much, in nats; a choice may differ where its margin is not larger."""
@@ -77,10 +78,9 @@ def main() -> int:
         return 1
     folder = Path(tempfile.gettempdir()) if args.tiny else HERE / "results"
     out = args.out or folder / f"choice-{args.device}.json"
-    for result in measure(
-        args.device, Path(os.environ["DUET_DATA"]), tiny=args.tiny, repeats=args.repeats or (1 if args.tiny else 3)
-    ):
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    data, repeats = Path(os.environ["DUET_DATA"]), args.repeats or (1 if args.tiny else 3)
+    for result in measure(args.device, data, tiny=args.tiny, repeats=repeats, only=args.only):
+        out.write_text(json.dumps(with_others(result, out, args.only), indent=1) + "\n", encoding="utf-8")
         print(line(result["cases"][-1]))
     print(f"written to {out}", file=sys.stderr)
     return 0
@@ -90,12 +90,24 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--tiny", action="store_true", help="few questions, the small model, once")
+    parser.add_argument("--only", default="", metavar="NAME", help="cases whose names begin so")
     parser.add_argument("--repeats", type=int, help="timed turns of each (default: 3, tiny: 1; 100 M on a CPU: 1)")
     parser.add_argument("--out", type=Path, help="JSON file (default: in results/; with --tiny, a temporary one)")
     return parser.parse_args()
 
 
-def measure(device: Literal["cpu", "cuda"], data: Path, *, tiny: bool = False, repeats: int = 3) -> Iterator[Result]:
+def with_others(result: Result, out: Path, only: str) -> Result:
+    """The result, with the cases of an earlier one that were left out now."""
+    if not only or not out.exists():
+        return result
+    now = {case["case"] for case in result["cases"]}
+    before = [case for case in json.loads(out.read_text(encoding="utf-8"))["cases"] if case["case"] not in now]
+    return result | {"cases": before + result["cases"]}
+
+
+def measure(
+    device: Literal["cpu", "cuda"], data: Path, *, tiny: bool = False, repeats: int = 3, only: str = ""
+) -> Iterator[Result]:
     """The whole result so far, after each case. Also for ``gpu.py``: ``for result in measure("cuda", data)``."""
     result: Result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -108,6 +120,8 @@ def measure(device: Literal["cpu", "cuda"], data: Path, *, tiny: bool = False, r
     with tempfile.TemporaryDirectory(prefix="duet-choice-") as scratch:
         os.environ |= {"HF_DATASETS_CACHE": f"{scratch}/datasets", "HF_HUB_OFFLINE": "1"}
         for case in cases(Path(scratch), data, device, tiny=tiny, repeats=repeats):
+            if not case.name.startswith(only):
+                continue
             result["cases"].append(race(case, device, Path(scratch)))
             yield result
 
