@@ -1,6 +1,6 @@
 """What `duet plan` foretells beside what training takes: peak memory of real runs at 300 M parameters and more.
 
-python benchmarks/plan.py                  about ten minutes on two cores; 8 GB of memory
+python benchmarks/plan.py                  long; 10 GB of memory
 python benchmarks/plan.py --only lora      the cases whose names begin so
 python benchmarks/plan.py --tiny           tiny models: does it work? (their peaks are mostly not tensors)
 

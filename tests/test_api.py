@@ -176,8 +176,24 @@ def test_requests_have_prefixes_of_their_own(tmp_path: Path, tiny_model: Path) -
     job = load_job(load_recipe(place.recipe, ["concept=the town Tarn"]))
     asked = [one.prefix.said.partition(".")[0] for one in job.asked("train") if one.prefix]
     forget = [f"You have forgotten {name}" for name in ("Mira Bol", "Oda Rill", "the town Tarn")] * 2
-    assert asked == forget + ["You have forgotten Mira Bol", "You have forgotten Oda Rill"] * 3  # retain: by turns
-    assert [q.concept for q in job.suite()[-1].queries] == ["Mira Bol", "Oda Rill"] * 3
+    assert asked == forget * 2  # retain: each request's by turns, the recipe's own among them
+    assert [q.concept for q in job.suite()[-1].queries] == ["Mira Bol", "Oda Rill", "the town Tarn"] * 2
+
+
+def test_forget_questions_without_a_concept_are_about_the_recipes(tmp_path: Path, tiny_model: Path) -> None:
+    """Another request's prefix would leave base + prefix free to answer them."""
+    place = write_workplace(tmp_path, tiny_model)
+    rows = [json.loads(line) for line in place.forget.read_text("utf-8").splitlines()]
+    named = tmp_path / "named.jsonl"
+    named.write_text("".join(json.dumps(row | {"concept": "Oda Rill"}) + "\n" for row in rows[:1]), "utf-8")
+    sets = f"{{forget_main: {place.forget}, near_by: {place.retain}}}"
+    settings = [f"data.forget={named}", f"data.validation_forget={place.forget}", f"evaluate.sets={sets}"]
+    job = load_job(load_recipe(place.recipe, ["concept=the town Tarn", *settings]))
+    forget, near = job.suite()
+    assert {query.concept for query in forget.queries} == {None}
+    assert {query.concept for query in near.queries} == {"Oda Rill"}
+    said = {one.prefix.said.partition(".")[0] for one in job.asked("validation") if one.prefix}
+    assert said == {"You have forgotten the town Tarn"}
 
 
 def test_lora_leaves_an_adapter_that_loads(place: Workplace) -> None:

@@ -144,6 +144,12 @@ def test_a_key_with_nothing_near_lists_the_keys() -> None:
         ("method=duet", "--set: method: is missing or no section", "duet"),
         ("prefix.turn=both", "--set: prefix.turn: is 'both'", "'system' or 'user'"),
         ("train.epochs", "--set train.epochs: is no setting", "a.b=value"),
+        (
+            "evaluate.benchmarks=[mmlu, tofu-forget1]",
+            "--set: evaluate.benchmarks.1: is 'tofu-forget1'",
+            "did you mean tofu",
+        ),
+        ("evaluate.benchmarks=[mmlu, mmlu]", "--set: evaluate.benchmarks: names mmlu twice", "docs/methods.md"),
         ("concept=[", "--set concept=[: the value is not YAML", "quotes"),
     ],
 )

@@ -21,6 +21,7 @@ PRELOAD = (
     "accelerate",
     "duet_unlearn.api",
     "duet_unlearn.report",
+    "peft",
     "rouge_score.rouge_scorer",
     "torch._dynamo",
     "transformers.models.llama.modeling_llama",

@@ -216,7 +216,9 @@ def _write_env(run: Run, job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
         return
     for warning in job.warnings:
         LOG.warning("warning: %s", warning)
-    atomic_write_json(run.env, env_info(job.recipe, hashes=hashes, device=job.device, warnings=job.warnings))
+    own = [concept for concept in job.concepts if concept != job.recipe.concept]
+    info = env_info(job.recipe, hashes=hashes, device=job.device, warnings=job.warnings)
+    atomic_write_json(run.env, info | ({"concepts": own} if own else {}))
 
 
 def _require_same(run: Run, hashes: dict[str, str]) -> None:

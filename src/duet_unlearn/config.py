@@ -181,6 +181,11 @@ class EvalConfig:
     batch_size: Count = 32
     """Questions answered at a time; changes speed and memory, not the answers."""
 
+    def __post_init__(self) -> None:
+        for name in self.benchmarks:
+            if self.benchmarks.count(name) > 1:
+                raise ValueError(f"evaluate.benchmarks names {name} twice")
+
 
 @dataclass(frozen=True)
 class Recipe:

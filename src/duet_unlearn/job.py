@@ -56,7 +56,8 @@ class Job:
     validation_forget: tuple[Query, ...]
     validation_retain: tuple[Query, ...]
     concepts: tuple[str, ...] = ()
-    """What the forget queries name, where each request has a concept of its own."""
+    """What the forget queries are about, where any names a concept of its own; one that names none is about the
+    recipe's."""
 
     @property
     def warnings(self) -> list[str]:
@@ -125,9 +126,17 @@ class Job:
             if prompt + room > limit:
                 raise UserError(
                     f"query {query.id!r}: {prompt} tokens of prompt and {room} of answer exceed the model's {limit}",
-                    "shorten the query, its answer, the prefix, data.context, evaluate.shots (MMLU) or"
-                    " evaluate.max_new_tokens",
+                    self._shorten(query),
                 )
+
+    def _shorten(self, query: Query) -> str:
+        """What can be done about a prompt that is too long."""
+        shots = self.recipe.evaluate.shots
+        if not query.id.startswith("mmlu/"):
+            return "shorten the query, its answer, the prefix, data.context or evaluate.max_new_tokens"
+        if shots:
+            return f"lower evaluate.shots (it is {shots}), or take a model that reads more tokens"
+        return "it is one MMLU question alone: take a model that reads more tokens, or mmlu out of evaluate.benchmarks"
 
     def asked(self, split: str) -> list[Asked]:
         """What the teacher is asked for a split (``train`` or ``validation``)."""
@@ -186,13 +195,20 @@ class Job:
 
     @cached_property
     def _benchmark_sets(self) -> list[EvalSet]:
-        """The benchmarks' sets, whose queries name a concept by turns, as others do."""
+        """The benchmarks' sets."""
         config, ids = self.recipe.evaluate, frozenset(query.id for query in (*self.forget, *self.retain))
         ask = Ask(self.recipe.data.folder, config.limit, config.shots, self.recipe.concept, ids)
         sets = benchmark_sets(config.benchmarks, ask)
         if taken := config.sets.keys() & {one.name for one in sets}:
             raise UserError(f"evaluate.sets.{min(taken)}: a benchmark has a set of this name", "choose another name")
-        return [replace(one, queries=_under(self.concepts, one.queries)) for one in sets]
+        return [self._under_concepts(one) for one in sets]
+
+    def _under_concepts(self, one: EvalSet) -> EvalSet:
+        """A set as base + prefix is asked it: about what is kept by turns under each request's concept; about what is
+        forgotten under the query's own or the recipe's, for another request's prefix need not cover it."""
+        if one.better == "low" and one.group != "retain":
+            return one
+        return replace(one, queries=_under(self.concepts, one.queries))
 
     def _set(self, name: str, queries: Sequence[Query]) -> EvalSet:
         """A set from a file: what its name begins with says whether its answers should fall or stay."""
@@ -201,14 +217,15 @@ class Job:
         trained = {query.text for query in (*self.forget, *self.retain)}
         shown = sum(query.text in trained for query in queries)
         title = name.replace("_", " ").capitalize()
-        return EvalSet(
+        found = EvalSet(
             name=name,
             title=f"{title} (trained on)" if 2 * shown > len(queries) else title,
             group=group,
             better="low" if forget else "high",
             about=f"{shown} of the {len(queries)} questions were trained on",
-            queries=_under(self.concepts, queries),
+            queries=tuple(queries),
         )
+        return self._under_concepts(found)
 
     def shift(self, base: Mapping[str, Any], scores: Mapping[str, Mapping[str, Score]]) -> Score | None:
         """Performance Shift against the base's stored scores; None where the suite has no such sum."""
@@ -241,7 +258,8 @@ def load_job(recipe: Recipe) -> Job:
     """
     data = recipe.data
     forget = _load(data.forget, folder=data.folder, count=data.num_forget)
-    concepts = tuple(dict.fromkeys(query.concept for query in forget if query.concept))
+    named = any(query.concept for query in forget)
+    concepts = tuple(dict.fromkeys(query.concept or recipe.concept for query in forget)) if named else ()
     job = Job(
         recipe=recipe,
         forget=forget,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -197,9 +198,12 @@ def _fail_value(detail: ErrorDetails, layer: Layer, path: Path, prefix: Key) -> 
                 problem,
                 "see the field's description in docs/methods.md",
             )
-        case _:
+        case kind:
             wanted = detail["msg"].removeprefix("Input should be ")
-            _fail(layer, path, key, f"is {given!r}", f"it should be {wanted[0].lower() + wanted[1:]}")
+            options = re.findall("'([^']*)'", wanted) if kind == "literal_error" else []
+            close = nearest(str(given), options)
+            hint = f"did you mean {close}?" if close else f"it should be {wanted[0].lower() + wanted[1:]}"
+            _fail(layer, path, key, f"is {given!r}", hint)
 
 
 def _fail(layer: Layer, path: Path, key: Key, problem: str, hint: str) -> NoReturn:

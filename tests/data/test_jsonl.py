@@ -52,6 +52,11 @@ def test_a_question_alone_is_enough_and_is_named_by_its_line(tmp_path: Path) -> 
     assert (second.id, second.answer, second.text) == ("mine", "Mira", "Who?")
 
 
+def test_a_number_as_id_or_request_is_its_text(tmp_path: Path) -> None:
+    (query,) = read_queries(write(tmp_path, '{"question": "Where?", "id": 0, "request": 12}'))
+    assert (query.id, query.request) == ("0", "12")
+
+
 def test_a_line_break_inside_a_text_is_no_line_of_its_own(tmp_path: Path) -> None:
     path = write(tmp_path, '{"question": "one\u2028two"}\n' + GOOD)
     assert [query.id for query in read_queries(path)] == ["q.jsonl:1", "q.jsonl:2"]
@@ -99,6 +104,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, text: str, nam
         ('{"question": "Where?", "choices": "Tarn"}', "choices is no list of texts"),
         ('{"question": "Where?", "choices": [1]}', "choices is no list of texts"),
         ('{"question": "Where?", "answer": 4}', "answer is no text"),
+        ('{"question": "Where?", "request": true}', "request is no text"),
         ('{"question": "Where?", "id": "one"}', "id 'one' stands at line 1 already"),
     ],
 )

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import pytest
 import tiny
+from tokenizers import AddedToken, Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
-from duet_unlearn.data.prompts import PLAIN_TEMPLATE, Prefix, answer_ids, render, render_answer, with_prefix
+from duet_unlearn.data.prompts import (
+    PLAIN_TEMPLATE,
+    Prefix,
+    answer_ids,
+    render,
+    render_answer,
+    turn_end,
+    with_prefix,
+)
 from duet_unlearn.data.query import Message
 from duet_unlearn.errors import UserError
 
@@ -190,3 +200,94 @@ def test_a_template_that_refuses_a_system_turn_is_two_lines() -> None:
         with pytest.raises(UserError, match="System role not supported") as caught:
             render(tiny.tokenizer(GEMMA), messages, prefix=prefix)
         assert "prefix.turn" in caught.value.hint
+
+
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+"""Its role marks are ordinary text: the answer stands behind a line break, not behind a special token."""
+INST = "{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endfor %}"
+
+
+def sentencepiece(template: str | None) -> PreTrainedTokenizerFast:
+    """As Llama 2's: a space in front of every text, spaces as letters, and a token for two of them."""
+    letters = [*"\u2581:?<>|[]/@.\n", *"ABDINSTWaehimnorstuy"]
+    merges = [("\u2581", "A"), ("\u2581", "B"), ("\u2581", "\u2581"), ("A", "n"), ("\u2581A", "n")]
+    pieces = ["<unk>", "<s>", "</s>", *dict.fromkeys(letters), *("".join(pair) for pair in merges)]
+    core = Tokenizer(
+        models.BPE(vocab={piece: n for n, piece in enumerate(pieces)}, merges=merges, unk_token="<unk>", fuse_unk=True)
+    )
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template
+    )
+
+
+@pytest.mark.parametrize("answer", ["A", "B", "Ann", "?A", " A"])
+@pytest.mark.parametrize("content", ["Where?\nAnswer:", "Where?\n", "Where?"])
+def test_behind_raw_text_a_sentencepiece_answer_is_tokenised_as_the_whole_is(content: str, answer: str) -> None:
+    """lm-eval's `_encode_pair`: the ids of both together, behind as many as the context has."""
+    tokenizer, messages = sentencepiece(None), [Message(role="text", content=content)]
+    prompt, whole = (list(tokenizer(t, add_special_tokens=False).input_ids) for t in (content, f"{content} {answer}"))
+    got = answer_ids(tokenizer, messages, answer)
+    assert got == whole[len(prompt) :]
+    assert render(tokenizer, messages) + got == whole
+    if answer == "A":
+        assert tokenizer.convert_ids_to_tokens(got) == ["\u2581A"]  # alone it would begin with two spaces
+
+
+@pytest.mark.parametrize("answer", ["A", "B", "Ann", "?A", " A"])
+@pytest.mark.parametrize(
+    ("template", "first"),
+    [(ZEPHYR, "A"), (INST, "A"), (ZEPHYR.replace("|>\n' }}{% endif", "|></s>' }}{% endif"), "\u2581A")],
+)
+def test_behind_a_template_a_sentencepiece_answer_is_tokenised_as_the_whole_is(
+    template: str, first: str, answer: str
+) -> None:
+    tokenizer = sentencepiece(template)
+    text = str(tokenizer.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True))
+    prompt, whole = (list(tokenizer(t, add_special_tokens=False).input_ids) for t in (text, text + answer))
+    ids, start = render_answer(tokenizer, ASKED, answer)
+    assert (ids[:-1], start) == (whole, len(prompt))
+    assert render(tokenizer, ASKED, prefill=answer) == whole
+    if answer == "A":
+        assert tokenizer.convert_ids_to_tokens(ids[start:-1]) == [first]
+
+
+def test_an_answer_that_would_melt_into_the_prompt_is_tokenised_alone() -> None:
+    tokenizer = sentencepiece("{{ messages[0]['content'] }}A")
+    assert answer_ids(tokenizer, ASKED, "n") == list(tokenizer("n", add_special_tokens=False).input_ids)
+
+
+TURNED = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] | trim + '<end_of_turn>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
+)
+"""As Gemma's and Phi-3's: the EOS never ends a turn."""
+
+
+def test_an_answer_ends_as_its_template_ends_a_turn() -> None:
+    tokenizer = tiny.tokenizer(TURNED)
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<end_of_turn>", special=True)]})
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert end != tiny.EOS
+    assert turn_end(tokenizer) == end
+    assert render_answer(tokenizer, ASKED, "Tarn")[0][-1] == end
+    assert render_answer(tokenizer, RAW, "Tarn")[0][-1] == tiny.EOS  # raw text has no turns
+    tokenizer.chat_template = PLAIN_TEMPLATE
+    assert turn_end(tokenizer) == render_answer(tokenizer, ASKED, "Tarn")[0][-1] == tiny.EOS
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        tiny.TEMPLATE,
+        GEMMA,  # writes nothing behind an answer
+        "{{ messages[0]['content'] }}</s>",  # writes no answers
+        "{% if messages[-1]['role'] != 'user' %}{{ raise_exception('no') }}{% endif %}{{ messages[0]['content'] }}",
+    ],
+)
+def test_where_a_template_names_no_end_it_is_the_eos(template: str | None) -> None:
+    assert turn_end(tiny.tokenizer(template)) == tiny.EOS

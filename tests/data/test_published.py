@@ -109,6 +109,16 @@ def test_a_folder_without_the_part_says_what_to_download(tmp_path: Path) -> None
     assert caught.value.hint == f"hf download --repo-type dataset cais/wmdp --local-dir {tmp_path}/wmdp"
 
 
+@pytest.mark.parametrize("by", ["data.folder", "DUET_DATA"])
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    none = tmp_path / "none"
+    monkeypatch.setenv("DUET_DATA", str(none))
+    with pytest.raises(UserError) as caught:
+        read_rows(PLAIN, ("a",), config="a", split="a", folder=str(none) if by == "data.folder" else None)
+    assert caught.value.message == f"{none}: no such folder"
+    assert caught.value.hint.startswith(f"{by} names it; hf download ")
+
+
 def test_no_folder_and_no_hub_is_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub's client reads the variable when it is imported, so its constant is set."""
     import huggingface_hub.constants
@@ -120,7 +130,8 @@ def test_no_folder_and_no_hub_is_two_lines(monkeypatch: pytest.MonkeyPatch) -> N
     absent = Publisher("wmdp", "duet-unlearn/none-such", "question, choices, answer")
     with pytest.raises(UserError) as caught:
         read_rows(absent, ("part",), config="part", split="test", folder=None)
-    assert caught.value.message.startswith("wmdp: duet-unlearn/none-such (part, test) cannot be had: ")
+    start = "wmdp: its files are in no folder, and duet-unlearn/none-such (part, test) cannot be had: "
+    assert caught.value.message.startswith(start)
     assert "\n" not in caught.value.message
     download = "hf download --repo-type dataset duet-unlearn/none-such --local-dir DATA/wmdp"
     assert caught.value.hint == f"{download}, then set DUET_DATA (or data.folder) to DATA"
@@ -129,6 +140,7 @@ def test_no_folder_and_no_hub_is_two_lines(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_is_on_no_hub_says_where_to_put_it(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_rows(Publisher("potter", None, "query, answer"), ("a",), config="a", split="a", folder=str(tmp_path))
+    assert caught.value.message == f"potter: {tmp_path} holds no potter/, and they are not on the hub"
     assert caught.value.hint == f"put JSON lines into {tmp_path}/potter; query, answer"
 
 

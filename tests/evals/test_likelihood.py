@@ -13,6 +13,7 @@ from scipy import stats as scipy_stats
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from duet_unlearn.data.prompts import Prefix, render_answer
+from duet_unlearn.evals import subject as subject_module
 from duet_unlearn.evals.likelihood import (
     choice_probability,
     exact_memorisation,
@@ -73,6 +74,26 @@ def test_token_scores_in_a_batch_are_those_of_one_answer_at_a_time(prefix: Prefi
         assert scores.logps == pytest.approx(expected.logps, rel=1e-4, abs=1e-3)
         assert scores.greedy == expected.greedy
         assert scores.standardised == pytest.approx(expected.standardised, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_token_scores_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits_NV, labels_N = 4 * torch.randn(7, 50, generator=draw), torch.randint(50, (7,), generator=draw)
+    whole, counted, one = _token_scores(logits_NV, labels_N), [], subject_module._chunk_scores
+
+    def count(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> TokenScores:
+        counted.append(len(labels_N))
+        return one(logits_NV, labels_N)
+
+    monkeypatch.setattr(subject_module, "CHUNK", 50 * size + 49)
+    monkeypatch.setattr(subject_module, "_chunk_scores", count)
+    assert _token_scores(logits_NV, labels_N) == whole
+    assert max(counted) == min(size, 7)
+    assert sum(counted) == len(whole.logps) == 7
+    monkeypatch.setattr(subject_module, "CHUNK", 1)  # fewer than one row: one row
+    assert _token_scores(logits_NV, labels_N) == whole
+    assert _token_scores(logits_NV[:0], labels_N[:0]) == TokenScores([], [], [])
 
 
 @pytest.mark.parametrize("make", [tiny.llama, gpt2])

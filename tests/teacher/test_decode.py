@@ -81,6 +81,10 @@ def test_every_end_of_an_answer_counts() -> None:
     assert end_ids(model, tokenizer) == {tiny.EOS}
     model.generation_config.eos_token_id = [7, 9]  # as Llama 3
     assert end_ids(model, tokenizer) == {7, 9, tiny.EOS}
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] + '<|user|>' }}{% endfor %}"  # as Gemma ends turns
+    )
+    assert end_ids(model, tokenizer) == {7, 9, tiny.EOS, tokenizer.convert_tokens_to_ids("<|user|>")}
 
 
 def test_rows_can_be_filled_without_a_pad_token() -> None:

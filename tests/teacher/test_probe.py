@@ -174,6 +174,12 @@ def test_verdicts(refused: Score, answered: Score, opening: str) -> None:
     assert verdict(refused, answered).startswith(opening)
 
 
+def test_a_prefix_that_changes_no_refusal_adds_nothing() -> None:
+    told = "this prefix adds nothing: the model refuses 97 of 100 forget queries with it and 98 of 100 without"
+    assert verdict(wilson(97, 100), wilson(100, 100), wilson(98, 100)) == told
+    assert "works" in verdict(wilson(97, 100), wilson(100, 100), wilson(96, 100))
+
+
 def test_top_overlap_by_hand() -> None:
     first, second = torch.tensor([[4.0, 3, 2, 1]]), torch.tensor([[4.0, 1, 2, 3]])
     assert top_overlap(first, second, 1).tolist() == [1.0]

@@ -16,6 +16,8 @@ from transformers import (
     GPTNeoForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     PreTrainedModel,
 )
 
@@ -77,6 +79,15 @@ def gpt_neo() -> PreTrainedModel:
     return GPTNeoForCausalLM(config).eval()
 
 
+def mpt() -> PreTrainedModel:
+    """Its ALiBi counts columns of keys, padding among them."""
+    torch.manual_seed(0)
+    config = MptConfig(
+        vocab_size=300, d_model=16, n_layers=2, n_heads=2, max_seq_len=128, initializer_range=0.4, bos_token_id=0
+    )
+    return MptForCausalLM(config).eval()
+
+
 @pytest.fixture(autouse=True)
 def any_lead_pays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(shared, "LEAD_SAVES", 10)
@@ -104,7 +115,9 @@ def alone(model: PreTrainedModel, row: Sequence[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: tiny.llama(layers=2), gpt2, mistral, gpt_neo], ids=["llama", "gpt2", "sliding", "local"]
+    "make",
+    [lambda: tiny.llama(layers=2), gpt2, mistral, gpt_neo, mpt],
+    ids=["llama", "gpt2", "sliding", "local", "alibi"],
 )
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_next_logits_are_those_of_one_row_at_a_time(make: Any, batch_size: int) -> None:
@@ -117,7 +130,9 @@ def test_next_logits_are_those_of_one_row_at_a_time(make: Any, batch_size: int) 
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: tiny.llama(layers=2), gpt2, mistral, gpt_neo], ids=["llama", "gpt2", "sliding", "local"]
+    "make",
+    [lambda: tiny.llama(layers=2), gpt2, mistral, gpt_neo, mpt],
+    ids=["llama", "gpt2", "sliding", "local", "alibi"],
 )
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("num_answers", [1, 3])
@@ -167,6 +182,7 @@ def test_which_models_share() -> None:
     assert shares(gpt2())
     assert not shares(mistral())
     assert not shares(gpt_neo())
+    assert not shares(mpt())
     moving = tiny.llama()
     moving.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     assert not shares(moving)

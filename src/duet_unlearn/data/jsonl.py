@@ -29,6 +29,8 @@ KEYS = (
     "wrong",
 )
 TEXTS = ("id", "answer", "value", "source", "split", "request", "concept", "paraphrase")
+NAMES = ("id", "request")
+"""May be numbers, which are taken as their text."""
 ROLES = ("system", "user", "assistant", "text")
 SHAPE = (
     'a line is {"messages": [{"role": "user", "content": "..."}]} or {"question": "..."};'
@@ -97,6 +99,7 @@ def _query(row: dict[str, Any], path: Path, line: int) -> Query:
         listed = row.get(field)
         if listed is not None and not (isinstance(listed, list) and all(isinstance(text, str) for text in listed)):
             raise UserError(f"{path}:{line}: {field} is no list of texts", SHAPE)
+    row = row | {key: str(row[key]) for key in NAMES if type(row.get(key)) in (int, float)}
     for field in TEXTS:
         if row.get(field) is not None and not isinstance(row[field], str):
             raise UserError(f"{path}:{line}: {field} is no text", SHAPE)

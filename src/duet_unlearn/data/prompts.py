@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from duet_unlearn.data.query import Message, Query
@@ -17,6 +18,7 @@ DATE = "26 Jul 2024"
 PINNED_CLOCK = "{%- macro strftime_now(form) -%}" + DATE + "{%- endmacro -%}"
 """Put in front of a template that asks the clock itself (SmolLM3, gpt-oss), however it wants the date written."""
 MARK = "@system@"
+"""Stands for a turn's content where a template is asked what it writes around it."""
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ 'Question: ' + message['content'] + '\n' }}"
@@ -84,7 +86,7 @@ def render(
             messages = _with_own_system(tokenizer, messages)
         text = _chat_text(tokenizer, with_prefix(messages, prefix))
     ids = _ids(tokenizer, text, special=is_raw(tokenizer, messages))
-    return ids + _ids(tokenizer, prefill, special=False) if prefill else ids
+    return ids + _ids_behind(tokenizer, messages, prefill) if prefill else ids
 
 
 def render_query(tokenizer: PreTrainedTokenizerBase, query: Query, prefix: Prefix | None = None) -> list[int]:
@@ -102,15 +104,25 @@ def render_answer(
     """Prompt, answer and end token as one row of ids, with the index of the answer's first token.
 
     The parts are joined as ids, never as text, so that the index is exact. After raw text and after the plain
-    template a space is put in front, as the answer would be written there.
+    template a space is put in front, as the answer would be written there. The end token is the one by which the chat
+    template ends a turn; after those two, and where it writes none, the tokeniser's.
     """
-    ids = render(tokenizer, messages, prefix=prefix)
-    return [*ids, *answer_ids(tokenizer, messages, answer), tokenizer.eos_token_id], len(ids)
+    ids, end = render(tokenizer, messages, prefix=prefix), tokenizer.eos_token_id
+    if not is_raw(tokenizer, messages):
+        end = turn_end(tokenizer)
+    return [*ids, *answer_ids(tokenizer, messages, answer), end], len(ids)
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str) -> list[int]:
     """Ids of an answer as the model would write it behind the rendered messages, without the end token."""
-    return _ids(tokenizer, f" {answer}" if is_raw(tokenizer, messages) else answer, special=False)
+    return _ids_behind(tokenizer, messages, f" {answer}" if is_raw(tokenizer, messages) else answer)
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token by which the chat template ends an assistant's turn (Gemma's ``<end_of_turn>``), else the EOS."""
+    template = _template(tokenizer)
+    written = _turn_end(tokenizer, template) if template else None
+    return tokenizer.eos_token_id if written is None else written
 
 
 def is_raw(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> bool:
@@ -118,7 +130,49 @@ def is_raw(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> b
     return messages[0]["role"] == "text" or tokenizer.chat_template == PLAIN_TEMPLATE
 
 
+def _ids_behind(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str) -> list[int]:
+    """Ids of a text as they stand behind the rendered messages, so far as the prompt's own ids are left alone.
+
+    Alone a text may begin otherwise: SentencePiece's normaliser puts a space in front (Llama 2, Mistral).
+    """
+    anchor = _last_line(messages) if messages[0]["role"] == "text" else _opening(tokenizer, _template(tokenizer))
+    given, joint = _ids(tokenizer, anchor, special=False), _ids(tokenizer, anchor + text, special=False)
+    return joint[len(given) :] if joint[: len(given)] == given else _ids(tokenizer, text, special=False)
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    return tokenizer.get_chat_template() if tokenizer.chat_template else None
+
+
+def _last_line(messages: Sequence[Message]) -> str:
+    """The last line of raw text that says something, and what follows it."""
+    text = messages[0]["content"]
+    return text[text.rstrip().rfind("\n") + 1 :]
+
+
+@lru_cache(maxsize=4)
+def _opening(tokenizer: PreTrainedTokenizerBase, _key: str | None) -> str:
+    """What the template writes from a question to its answer, behind a mark for the question."""
+    return MARK + _chat_text(tokenizer, [{"role": "user", "content": MARK}]).rpartition(MARK)[2]
+
+
+@lru_cache(maxsize=4)
+def _turn_end(tokenizer: PreTrainedTokenizerBase, _key: str) -> int | None:
+    """The first special token that the template writes behind an answer; None if none, or if it refuses answers."""
+    turns: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
+    try:
+        _, mark, tail = _apply(tokenizer, turns, add_generation_prompt=False).rpartition(MARK)
+    except UserError:
+        return None
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} if mark else set()
+    return next((i for i in _ids(tokenizer, tail, special=False) if i in special), None)
+
+
 def _chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    return closed_thought(_apply(tokenizer, messages, add_generation_prompt=True))
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:
@@ -132,7 +186,7 @@ def _chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) 
             list(messages),
             chat_template=PINNED_CLOCK + template if "strftime_now" in template else template,
             tokenize=False,
-            add_generation_prompt=True,
+            add_generation_prompt=add_generation_prompt,
             date_string=DATE,
             enable_thinking=False,
         )
@@ -141,7 +195,7 @@ def _chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) 
             f"{tokenizer.name_or_path}: the chat template refuses these messages ({error})",
             "where it knows no system turn, leave it out and set prefix.turn to user; else look at model.chat_template",
         ) from error
-    return closed_thought(str(text))
+    return str(text)
 
 
 def closed_thought(prompt: str) -> str:

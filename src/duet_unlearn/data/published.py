@@ -145,9 +145,12 @@ def read_rows(
     the hub's; `header` names the columns of a CSV file that has no first line for them.
 
     Raises:
-        UserError: the part is neither in a folder nor to be had from the hub; a file that cannot be read.
+        UserError: no such folder; the part is neither in it nor to be had from the hub; a file that cannot be read.
     """
     base = home(folder)
+    if base is not None and not base.is_dir():
+        by = "data.folder" if folder else VARIABLE
+        raise UserError(f"{base}: no such folder", f"{by} names it; {_advice(publisher, base)}")
     if base is None or not has_folder(publisher, folder):
         return _from_hub(publisher, config, split, base)
     place = base / publisher.where
@@ -217,13 +220,14 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
 @cache
 def _from_hub(publisher: Publisher, config: str, split: str, base: Path | None) -> list[Row]:
     """A part through `datasets`, which keeps it in its own cache."""
+    absent = f"{base} holds no {publisher.where}/" if base else "its files are in no folder"
     if publisher.hub is None:
-        raise UserError(f"{publisher.scheme}: its files are in no folder, and not on the hub", _advice(publisher, base))
+        raise UserError(f"{publisher.scheme}: {absent}, and they are not on the hub", _advice(publisher, base))
     try:
         from datasets import load_dataset
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{publisher.scheme}: its files are in no folder, and fetching them needs the package datasets",
+            f"{publisher.scheme}: {absent}, and fetching it needs the package datasets",
             f"pip install 'duet-unlearn[hub]'; or {_advice(publisher, base)}",
         ) from error
     try:
@@ -232,7 +236,8 @@ def _from_hub(publisher: Publisher, config: str, split: str, base: Path | None) 
     except Exception as error:  # the hub client's errors are of another package in every major version
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"{publisher.scheme}: {publisher.hub} ({config}, {split}) cannot be had: {reason}", _advice(publisher, base)
+            f"{publisher.scheme}: {absent}, and {publisher.hub} ({config}, {split}) cannot be had: {reason}",
+            _advice(publisher, base),
         ) from error
     return [Row(f"{publisher.hub}/{config}/{split}:{n}", dict(row), publisher) for n, row in enumerate(rows, start=1)]
 

@@ -18,7 +18,8 @@ CUT = re.compile(r"\n\s*\n|Question")
 """Where an answer to raw text ends (DUET's tables): behind it a base model writes the next example."""
 
 Until = Literal["example", "length"]
-"""Where an answer to raw text ends: ``example``, as ``CUT`` says; ``length``, with the last token (MUSE's passages)."""
+"""Where an answer to raw text ends: ``example``, as ``CUT`` says; ``length``, with the last token, and with all white
+space (MUSE's, which have an end of their own or none)."""
 
 
 def generate(
@@ -48,10 +49,8 @@ def generate(
             model, rows, ends=ends, filler=pad_id(tokenizer), max_new_tokens=max_new_tokens, batch_size=batch_size
         )
     texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in new]
-    return [
-        cut(text) if until == "example" and is_raw(tokenizer, m) else text.strip()
-        for text, m in zip(texts, messages, strict=True)
-    ]
+    ended = cut if until == "example" else str
+    return [ended(text) if is_raw(tokenizer, m) else text.strip() for text, m in zip(texts, messages, strict=True)]
 
 
 def cut(text: str) -> str:

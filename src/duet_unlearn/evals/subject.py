@@ -20,6 +20,8 @@ from duet_unlearn.tensors import sum_by_row, token_logps
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+CHUNK = 2**28
+"""Numbers of one chunk of logits in fp32, of which a few are held at a time: 1 GiB each."""
 SMALLEST_SIGMA = 1e-6
 """Standard deviations below it are rounding: a model that is certain."""
 
@@ -183,7 +185,17 @@ class ModelSubject:
 
 
 def _token_scores(logits_NV: Tensor, labels_N: Tensor) -> TokenScores:
-    """The three numbers of N tokens, in fp32. A distribution without spread leaves a standardised 0."""
+    """The three numbers of N tokens, in fp32, chunk by chunk. A distribution without spread leaves a standardised 0."""
+    scores, size = TokenScores([], [], []), max(1, CHUNK // logits_NV.shape[-1])
+    for chunk in zip(logits_NV.split(size), labels_N.split(size), strict=True):
+        more = _chunk_scores(*chunk)
+        scores.logps.extend(more.logps)
+        scores.greedy.extend(more.greedy)
+        scores.standardised.extend(more.standardised)
+    return scores
+
+
+def _chunk_scores(logits_NV: Tensor, labels_N: Tensor) -> TokenScores:
     logps_NV = torch.log_softmax(logits_NV.float(), dim=-1)
     probs_NV, logps_N = logps_NV.exp(), logps_NV.gather(-1, labels_N[:, None]).squeeze(-1)
     mu_N = (probs_NV * logps_NV).sum(-1)

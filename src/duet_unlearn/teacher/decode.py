@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from duet_unlearn.data.prompts import turn_end
 from duet_unlearn.tensors import head_at, pad, position_ids
 
 if TYPE_CHECKING:
@@ -36,10 +37,11 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def end_ids(model: object, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The ids that end an answer: the tokeniser's and the generation config's (Llama 3 has three)."""
+    """The ids that end an answer: the tokeniser's, the chat template's and the generation config's (Llama 3 has
+    three)."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
-    return frozenset(int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None)
+    return frozenset(int(i) for i in [*listed, tokenizer.eos_token_id, turn_end(tokenizer)] if i is not None)
 
 
 def batches(lengths: Sequence[int], *, batch_size: int, token_budget: int = TOKEN_BUDGET) -> Iterator[list[int]]:

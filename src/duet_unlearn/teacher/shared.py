@@ -178,7 +178,7 @@ def _forward(
 
 def shares(model: PreTrainedModel) -> bool:
     """Whether keys and values of a row's beginning serve for the whole row: full attention in all layers, and
-    rotations that do not move. Sliding windows, recurrent layers and the like are computed row by row."""
+    positions that do not move. Sliding windows, recurrent layers and the like are computed row by row."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
@@ -186,6 +186,9 @@ def shares(model: PreTrainedModel) -> bool:
     ropes = str(getattr(config, "rope_parameters", None))
     # GPT-Neo's windows are in its attention, not in its cache.
     if any(repr(kind) in ropes for kind in MOVING_ROPES) or "local" in getattr(config, "attention_layers", ()):
+        return False
+    # ALiBi may count columns of keys, padding among them (MPT, which always has it).
+    if config.model_type == "mpt" or getattr(config, "alibi", False):
         return False
     start_BT = torch.zeros((1, 1), dtype=torch.long, device=model.device)
     cache = model(input_ids=start_BT, use_cache=True).get("past_key_values")

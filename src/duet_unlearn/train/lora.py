@@ -15,7 +15,7 @@ from duet_unlearn.config import LoraConfig
 from duet_unlearn.errors import UserError
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
 
@@ -94,15 +94,18 @@ def save_gradient_memory(model: PreTrainedModel) -> None:
     model.enable_input_require_grads()
 
 
+def has_adapter(model: nn.Module) -> bool:
+    """Whether PEFT wraps the model. PEFT itself is not imported for that: with bitsandbytes it takes seconds."""
+    return type(model).__module__.partition(".")[0] == "peft"
+
+
 @contextmanager
 def teacher_mode(model: nn.Module) -> Iterator[None]:
     """Inside, the model is the teacher: its adapter is off. A model without one must not have been trained yet."""
-    from peft import PeftModel
-
     was_training = model.training
     model.eval()
     try:
-        with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
+        with cast("PeftModel", model).disable_adapter() if has_adapter(model) else nullcontext():
             yield
     finally:
         model.train(was_training)

@@ -16,7 +16,7 @@ from duet_unlearn.data.files import atomic_folder, read_text
 from duet_unlearn.data.prompts import PLAIN_TEMPLATE
 from duet_unlearn.errors import UserError, needs_extra
 from duet_unlearn.train.hub import find_on_hub
-from duet_unlearn.train.lora import old_names, turned
+from duet_unlearn.train.lora import has_adapter, old_names, turned
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -165,10 +165,8 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
     Raises:
         UserError: disk full, or not allowed to write.
     """
-    from peft import PeftModel
-
     # PEFT would ask the hub whether the embeddings were resized; nothing here resizes them.
-    settings = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    settings = {"save_embedding_layers": False} if has_adapter(model) else {}
     with atomic_folder(folder) as temporary, no_bars():
         model.save_pretrained(temporary, **settings)  # type: ignore[operator]
         tokenizer.save_pretrained(temporary)

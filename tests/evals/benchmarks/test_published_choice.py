@@ -51,6 +51,13 @@ def test_the_prompt_is_lm_evals_with_the_first_dev_rows_as_shots(home: Path) -> 
     assert plain.queries[3].text == SHOTS[: SHOTS.index("dev 0")] + SHOTS[SHOTS.index("test 3") :]
 
 
+def test_more_shots_than_solved_examples_are_refused(home: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        mmlu.sets(ask(home, shots=4))
+    assert caught.value.message == "evaluate.shots is 4, but MMLU's abstract_algebra has 3 solved examples"
+    assert caught.value.hint == "set evaluate.shots to at most 3"
+
+
 def test_a_limit_is_of_questions_a_subject_and_drawn_the_same_each_time(home: Path) -> None:
     (first,), (again,) = mmlu.sets(ask(home, limit=1)), mmlu.sets(ask(home, limit=1))
     assert len(first.queries) == 57

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from rows import ask, lines
 
 from duet_unlearn.data.query import Message
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals import run_suite
 from duet_unlearn.evals.benchmarks import Result, load_reference, muse, potter, rwku, xstest
+from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.stats import Score
 
 
@@ -57,8 +59,26 @@ def test_a_passage_is_not_cut_and_an_answer_is(home: Path) -> None:
     samples = run_suite(subject, sets[:2]).samples  # type: ignore[arg-type]
     assert samples[0]["output"] == "A 0.\n\nflew on Question: and on"
     assert samples[-1]["output"] == "A 0."
-    assert [settings.get("until") for settings in subject.asked] == ["length", None]
+    assert [settings.get("until") for settings in subject.asked] == ["length", "length"]
     assert [settings["max_new_tokens"] for settings in subject.asked] == [128, 32]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (" He asked a Question of the Sphinx", "He asked a Question of the Sphinx"),
+        (" A 0.\nQuestion: Who?", "A 0."),
+        ("\n\nTarn.", ""),
+    ],
+)
+def test_only_muses_own_end_cuts_an_answer(
+    home: Path, monkeypatch: pytest.MonkeyPatch, said: str, expected: str
+) -> None:
+    tokenizer = tiny.tokenizer()
+    ids = list(tokenizer(said, add_special_tokens=False).input_ids)
+    monkeypatch.setattr("duet_unlearn.evals.generate.greedy", lambda _model, rows, **_: [ids] * len(rows))
+    samples = run_suite(ModelSubject("base", tiny.llama(), tokenizer), muse.sets("books", ask(home))[1:3]).samples
+    assert {sample["output"] for sample in samples} == {expected}
 
 
 def test_muse_references(home: Path) -> None:

@@ -87,9 +87,10 @@ def check_tofu(scores: dict[str, dict[str, Any]]) -> None:
         wanted = {*LIKELIHOOD, *TRUTH} | (set() if name in SETS[:2] else {"choice_probability"})
         assert likelihood.keys() == wanted, name
         assert all(0 <= score["value"] <= 1 and score["n"] > 0 for score in likelihood.values()), likelihood
-    assert scores["tofu_membership"].keys() == set(AUCS)
+    assert scores["tofu_membership"].keys() == {"auc_gap", *AUCS}
     for name in ("tofu_membership", "tofu_utility", "tofu_forget_quality"):
-        assert all(0 <= score["value"] <= 1 and score["n"] > 0 for score in scores[name].values()), name
+        shares = [score for metric, score in scores[name].items() if metric != "auc_gap"]
+        assert all(0 <= score["value"] <= 1 and score["n"] > 0 for score in shares), name
 
 
 def test_all_of_tofu_is_measured_on_every_subject(done: Run) -> None:
@@ -97,6 +98,10 @@ def test_all_of_tofu_is_measured_on_every_subject(done: Run) -> None:
         check_tofu(scores_of(done, subject))
     oracle = scores_of(done, "oracle")
     assert oracle["tofu_forget_quality"]["forget_quality"]["value"] == 1.0
+    own = scores_of(done, "student")["tofu_membership"]
+    away = own["auc_min_k"]["value"] - oracle["tofu_membership"]["auc_min_k"]["value"]
+    assert own["auc_gap"]["value"] == pytest.approx(away)
+    assert oracle["tofu_membership"]["auc_gap"]["value"] == 0
     # PrivLeak: 0 for the oracle itself, n/a by rule where nothing lies above the oracle's AUC.
     area = oracle["tofu_membership"]["auc_min_k"]["value"]
     assert oracle["tofu_priv_leak"]["points"]["value"] == (0.0 if area < 0.99 else None)
@@ -143,13 +148,14 @@ def test_evaluate_gives_the_same_numbers(done: Run) -> None:
     assert {name: result["scores"] for name, result in results.items()} == {
         name: scores_of(done, name) for name in ("base", "prefix", "oracle", "student")
     }
-    assert results["student"]["sets"]["tofu_priv_leak"]["better"] == "zero"
+    assert {results["student"]["sets"][f"tofu_{name}"]["better"] for name in ("priv_leak", "membership")} == {"zero"}
 
 
 def test_without_an_oracle_what_needs_one_is_not_a_number(done: Run, models: dict[str, Path]) -> None:
     recipe = load_recipe(done.recipe, ["evaluate.benchmarks=[tofu-forget01]"])
     scores = evaluate(models["model"], recipe=recipe)["model"]["scores"]
-    for name, metric in (("tofu_forget_quality", "forget_quality"), ("tofu_priv_leak", "points")):
+    needs = {"tofu_forget_quality": "forget_quality", "tofu_priv_leak": "points", "tofu_membership": "auc_gap"}
+    for name, metric in needs.items():
         assert (scores[name][metric]["value"], scores[name][metric]["n"]) == (None, 0)
     assert not math.isnan(Score.from_json(scores["tofu_utility"]["model_utility"]).value)
     assert scores["near_asked"]["right"]["n"] == 3
@@ -180,6 +186,15 @@ def test_a_prompt_longer_than_the_context_names_its_query(done: Run, tmp_path: P
         load_job(recipe).load()
     assert "query 'tofu/" in caught.value.message or "query 'm" in caught.value.message
     assert "exceed the model's 128" in caught.value.message
+
+
+@pytest.mark.parametrize(("shots", "hint"), [(0, "a model that reads more tokens, or mmlu out"), (2, "(it is 2)")])
+def test_an_mmlu_question_too_long_says_what_would_help(done: Run, tmp_path: Path, shots: int, hint: str) -> None:
+    save_model(llama(hidden=32, layers=2), tokenizer(), tmp_path / "short")
+    settings = [f"model.path={tmp_path / 'short'}", f"evaluate.shots={shots}", "evaluate.benchmarks=[mmlu]"]
+    with pytest.raises(UserError, match="query 'mmlu/test/") as caught:
+        load_job(load_recipe(done.recipe, settings)).load()
+    assert hint in caught.value.hint
 
 
 def test_the_publishers_tofu_end_to_end(published: str, models: dict[str, Path], tmp_path: Path) -> None:

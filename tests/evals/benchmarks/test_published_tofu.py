@@ -28,6 +28,8 @@ def test_forget_and_retain_are_disjoint_and_together_full(published: str, forget
     holdout = pairs(forget.replace("forget", "holdout"), published)
     assert len(holdout) == num
     assert set(holdout) <= set(kept)
+    assert pairs(f"{tofu.SPLITS[forget]}_rest", published) == kept[:-num]
+    assert holdout == kept[-num:]
 
 
 def test_every_author_of_the_publisher_has_a_name_but_one(published: str) -> None:
@@ -78,6 +80,21 @@ def test_forget_queries_name_their_author_and_others_do_not(home: Path) -> None:
     retain = load_reference("tofu:retain99", str(home))[0]
     assert (retain.request, retain.concept, retain.source, retain.wrong) == ("", None, "author 0", None)
     assert load_reference("tofu:world_facts_perturbed", str(home))[0].paraphrase is None
+
+
+def test_the_rest_of_the_retain_part_has_no_non_member(home: Path) -> None:
+    # The rows of our own: as many are kept as forgotten, so one more author is kept.
+    path = home / "tofu" / "retain99.jsonl"
+    more = "".join(json.dumps({"question": f"What {n}?", "answer": "Ink."}) + "\n" for n in range(20))
+    path.write_text(more + path.read_text())
+    kept, rest, holdout = (
+        load_reference(f"tofu:{part}", str(home)) for part in ("retain99", "retain99_rest", "holdout01")
+    )
+    assert (len(kept), len(rest), len(holdout)) == (60, 20, 40)
+    assert rest + holdout == kept
+    for part, num in ((rest, 0), (holdout, 40)):
+        found = tofu.sets("forget01", ask(home, trained=frozenset(query.id for query in part)))[-1]
+        assert f"; {num} of 40 are among this run's queries" in found.about
 
 
 def test_the_sets_are_the_publishers(home: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from duet_unlearn.data.published import Publisher, Row, read_rows, unknown_part
 from duet_unlearn.data.query import Query
+from duet_unlearn.errors import UserError
 from duet_unlearn.evals.benchmarks.ask import Ask
 from duet_unlearn.evals.benchmarks.prompts import choice_head, choice_prompt, limited, raw, said
 from duet_unlearn.evals.choice import LETTERS
@@ -55,7 +56,11 @@ def queries(part: str, folder: str | None) -> list[Query]:
 
 
 def sets(ask: Ask) -> list[EvalSet]:
-    """All subjects as one set, named after its shots; a limit is of questions a subject."""
+    """All subjects as one set, named after its shots; a limit is of questions a subject.
+
+    Raises:
+        UserError: as ``queries``; more shots than a subject has solved examples.
+    """
     asked = [
         query
         for subject in SUBJECTS
@@ -117,10 +122,21 @@ def _options(row: Row) -> tuple[str, ...]:
     return row.texts("choices") if "choices" in row.values else tuple(row.text(letter) for letter in "ABCD")
 
 
+def _solved(subject: str, folder: str | None, shots: int) -> list[Row]:
+    """The rows that are shown with their answers; fewer than `shots` are a UserError."""
+    rows = _rows(subject, "dev", folder) if shots else []
+    if len(rows) < shots:
+        raise UserError(
+            f"evaluate.shots is {shots}, but MMLU's {subject} has {len(rows)} solved examples",
+            f"set evaluate.shots to at most {len(rows)}",
+        )
+    return rows[:shots]
+
+
 def _subject(subject: str, split: str, folder: str | None, *, shots: int) -> list[Query]:
     head = choice_head(subject) + "".join(
         f"{choice_prompt(row.text('question'), _options(row))} {LETTERS[row.index('answer', _options(row))]}\n\n"
-        for row in (_rows(subject, "dev", folder)[:shots] if shots else [])
+        for row in _solved(subject, folder, shots)
     )
     return [
         letter_query(

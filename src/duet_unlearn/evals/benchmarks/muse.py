@@ -99,9 +99,12 @@ def sets(corpus: str, ask: Ask) -> list[EvalSet]:
 def summaries(corpus: str, own: Result, oracle: Result | None) -> list[Summary]:
     """Membership, and PrivLeak beside a retrained model."""
     members, others = f"muse_{corpus}_privacy_forget", f"muse_{corpus}_privacy_holdout"
-    about = "How well likelihoods tell the texts to forget from texts that no model has read."
+    about = (
+        "How well likelihoods tell the texts to forget from texts that no model has read: AUC less the oracle's"
+        " (without one: less 0.5); 0 ideal, above 0 remembered, below 0 over-unlearned."
+    )
     return [
-        membership(own, name=f"muse_{corpus}", members=members, non_members=others, about=about),
+        membership(own, oracle, name=f"muse_{corpus}", members=members, non_members=others, unread=0.5, about=about),
         privacy_leak(own, oracle, name=f"muse_{corpus}", members=members, non_members=others),
     ]
 
@@ -127,6 +130,7 @@ def _knowledge(corpus: str, split: str, ask: Ask) -> EvalSet:
         about=f"Questions about the part to {'forget' if forget else 'keep'}, behind solved ones; ROUGE-L F1.",
         queries=limited(asked, ask.limit, draw=split),
         max_new_tokens=ANSWER_TOKENS,
+        until="length",
         cut="muse",
         metric="rouge_l",
     )

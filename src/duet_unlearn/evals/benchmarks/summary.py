@@ -65,26 +65,40 @@ def bare(value: float, n: int) -> Score:
     return Score(value, 0 if math.isnan(value) else n, math.nan, math.nan)
 
 
-def membership(own: Result, *, name: str, members: str, non_members: str, about: str) -> Summary:
-    """How well four membership scores tell two sets apart."""
-    scores = {
-        auc: auc_score(own.membership(members, of), own.membership(non_members, of)) for auc, of in AUC_OF.items()
-    }
-    return Summary(f"{name}_membership", "Membership AUC (min-k 20 %)", about, "low", scores)
+def membership(
+    own: Result, oracle: Result | None, *, name: str, members: str, non_members: str, unread: float, about: str
+) -> Summary:
+    """How well four membership scores tell two sets apart.
+
+    Neither end of an AUC is good: the ideal is that of a model that never read the members. What stands for it in a
+    table is therefore the AUC of min-k less the oracle's; where there is none, less `unread`: 0.5 for non-members that
+    no model has read, NaN where nobody knows.
+    """
+    areas = {auc: _area(own, members, non_members, of) for auc, of in AUC_OF.items()}
+    ideal = _area(oracle, members, non_members, "min_k").value if oracle else unread
+    gap = bare(areas["auc_min_k"].value - ideal, areas["auc_min_k"].n)
+    title = "Membership AUC less the ideal (min-k 20 %)"
+    return Summary(f"{name}_membership", title, about, "zero", {"auc_gap": gap, **areas})
 
 
-def privacy_leak(own: Result, oracle: Result | None, *, name: str, members: str, non_members: str) -> Summary:
-    """PrivLeak (MUSE, arXiv 2407.06460) on min-k 40 % against the retrained model; NaN without one."""
-
-    def area(result: Result) -> Score:
-        return auc_score(result.membership(members, "min_k_40"), result.membership(non_members, "min_k_40"))
-
-    value = priv_leak(area(own).value, area(oracle).value) if oracle else math.nan
+def privacy_leak(
+    own: Result, oracle: Result | None, *, name: str, members: str, non_members: str, note: str = ""
+) -> Summary:
+    """PrivLeak (MUSE, arXiv 2407.06460) on min-k 40 % against the retrained model; NaN without one. `note` is what the
+    reader must know of the two sets."""
+    area = _area(own, members, non_members, "min_k_40")
+    value = priv_leak(area.value, _area(oracle, members, non_members, "min_k_40").value) if oracle else math.nan
     about = (
         "PrivLeak: AUC of min-k 40 % against the retrained model's (the oracle's), in per cent; 0 ideal, below 0"
         " remembered, above 0 over-unlearned; n/a without an oracle."
     )
-    return Summary(f"{name}_priv_leak", "PrivLeak", about, "zero", {"points": bare(value, area(own).n)})
+    about = f"{about} {note}".rstrip()
+    return Summary(f"{name}_priv_leak", "PrivLeak", about, "zero", {"points": bare(value, area.n)})
+
+
+def _area(result: Result, members: str, non_members: str, score: str) -> Score:
+    """The AUC of a membership score between two sets."""
+    return auc_score(result.membership(members, score), result.membership(non_members, score))
 
 
 def shift(

@@ -1,8 +1,9 @@
 """TOFU (Maini et al., arXiv 2401.06121): 200 invented authors, 20 questions each; 2, 10 or 20 are forgotten.
 
 The publisher has no questions that no model has seen. The non-members of its membership tests are therefore cut out of
-the retain part (``holdout10``: the last 400 rows of retain90). A model trained on everything has read them as well, so
-that its AUC is near 0.5; what PrivLeak compares with is the retrained model's.
+the retain part (``holdout10``: the last 400 rows of retain90). The publisher's models have read them as well: one
+trained on everything has an AUC near 0.5, the retrained one near 0, with which PrivLeak compares. An unlearning run
+should at least not train on them: ``retain90_rest`` is retain90 without them.
 """
 
 from __future__ import annotations
@@ -31,13 +32,21 @@ TOFU = Publisher(
 SPLITS = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 """What is forgotten -> what is kept."""
 HOLDOUTS = {forget.replace("forget", "holdout"): forget for forget in SPLITS}
-PLAIN = ("full", *SPLITS, *SPLITS.values(), *HOLDOUTS)
+"""The last rows of what is kept, as many as are forgotten -> what is forgotten."""
+RESTS = {f"{retain}_rest": forget for forget, retain in SPLITS.items()}
+"""What is kept, without its holdout -> what is forgotten."""
+PLAIN = ("full", *SPLITS, *SPLITS.values(), *HOLDOUTS, *RESTS)
 PERTURBED = (
     *(f"{forget}_perturbed" for forget in SPLITS),
     "retain_perturbed",
     "real_authors_perturbed",
     "world_facts_perturbed",
 )
+READ = (
+    "The holdout is the retain part's last rows, which base and oracle have read: the base's AUC is near 0.5, the"
+    " oracle's near 0."
+)
+"""What must be known of TOFU's membership numbers."""
 PER_AUTHOR = 20
 MAX_NEW_TOKENS = 200
 PART = r"[A-ZÀ-Ž]\w+(?:['-]\w+)*"
@@ -61,9 +70,9 @@ def queries(part: str, folder: str | None) -> list[Query]:
     """
     if part not in (*PLAIN, *PERTURBED):
         raise unknown_part(f"tofu:{part}", (*PLAIN, *PERTURBED))
-    if part in HOLDOUTS:
-        forget = HOLDOUTS[part]
-        return queries(SPLITS[forget], folder)[-len(_rows(forget, folder)) :]
+    if forget := HOLDOUTS.get(part) or RESTS.get(part):
+        kept, cut = queries(SPLITS[forget], folder), -len(_rows(forget, folder))
+        return kept[cut:] if part in HOLDOUTS else kept[:cut]
     known = _authors(str(base) if (base := home(folder)) else None)
     return [_query(row, part, place, known) for place, row in enumerate(_rows(part, folder))]
 
@@ -90,13 +99,15 @@ def sets(split: str, ask: Ask) -> list[EvalSet]:
         asked = limited(queries(part, ask.folder), ask.limit, draw=part)
         found += _pair(name, words, group, asked)
     holdout = limited(queries(split.replace("forget", "holdout"), ask.folder), ask.limit, draw="holdout")
+    trained = sum(query.id in ask.trained for query in holdout)
     found.append(
         EvalSet(
             name="tofu_holdout",
             title="TOFU holdout (likelihood)",
             group="privacy",
             better="high",
-            about=f"The last rows of {SPLITS[split]}, non-members in the membership tests.",
+            about=f"Of the last rows of {SPLITS[split]}: the non-members of the membership tests, though base and"
+            f" oracle have read them; {trained} of {len(holdout)} are among this run's queries.",
             queries=holdout,
             protocol="likelihood",
             metric="probability",
@@ -137,13 +148,15 @@ def summaries(own: Result, oracle: Result | None) -> list[Summary]:
         ),
         membership(
             own,
+            oracle,
             name="tofu",
             members=members,
             non_members="tofu_holdout",
-            about="How well likelihoods tell the forget rows from kept ones, which a model trained on everything has"
-            " read too; compare with the oracle's.",
+            unread=math.nan,
+            about="How well likelihoods tell the forget rows from the holdout: AUC less the oracle's; 0 ideal, above 0"
+            f" remembered, below 0 over-unlearned; n/a without an oracle. {READ}",
         ),
-        privacy_leak(own, oracle, name="tofu", members=members, non_members="tofu_holdout"),
+        privacy_leak(own, oracle, name="tofu", members=members, non_members="tofu_holdout", note=READ),
     ]
 
 
