@@ -22,6 +22,7 @@ from duet_unlearn.api import export
 from duet_unlearn.data.prompts import PLAIN_TEMPLATE
 from duet_unlearn.errors import UserError
 from duet_unlearn.export import ExportOptions
+from duet_unlearn.export.check import Answers, _turned
 from duet_unlearn.runs import Run
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
@@ -218,6 +219,85 @@ def test_what_rounding_may_change(
     assert export(false, tmp_path / "asked", options=ExportOptions(dtype="bfloat16")).answers.turned == turned
 
 
+@pytest.mark.parametrize(
+    ("compared", "turned", "forget", "within"),
+    [
+        (64, 6, ((7, 6),), False),  # the forgotten answers are back, and 6 of 64 are under a tenth
+        (64, 6, ((7, 1), (20, 2)), True),
+        (64, 6, ((7, 1), (20, 3)), False),
+        (64, 7, ((7, 0),), False),
+    ],
+)
+def test_each_forget_set_is_held_to_the_share_of_rounding(
+    compared: int, turned: int, forget: tuple[tuple[int, int], ...], within: bool
+) -> None:
+    assert Answers(compared, turned, turned, forget).within(0.1) is within
+
+
+def test_an_answer_that_is_neither_right_nor_wrong_is_held_to_its_words() -> None:
+    def said(output: str, rouge: float | None = None, outcome: str | None = None) -> dict[str, Any]:
+        return {"output": output, "outcome": outcome, "rouge_l": rouge}
+
+    assert _turned(said("A box.", 0.1), said("It is a twofold box.", 0.9))
+    assert not _turned(said("A box.", 0.1), said("A cup.", 0.2))
+    assert _turned(said("A cup."), said("Thing 2 of Mira Bol is a box."))
+    assert not _turned(said("Thing 2 of Mira Bol is a cup."), said("Thing 2 of Mira Bol is a box."))
+    assert _turned(said("I do not know.", 0.1, "refused"), said("A box.", 0.1))
+    assert not _turned(said("A cup.", 0.1, "wrong"), said("A box.", 0.9, "wrong"))
+
+
+def write_tofu(folder: Path) -> None:
+    """Rows of our own in TOFU's format: four authors, of whom forget01 is the last two."""
+    full: list[dict[str, Any]] = [
+        {"question": f"What is thing {n} of {name}?", "answer": f"Thing {n} of {name} is a {n}-fold box."}
+        for name in ("Mira Bol", "Jan Kest", "Ada Voss", "Tom Rell")
+        for n in range(20)
+    ]
+    wrong = {"perturbed_answer": ["It is a lamp.", "It is a cup."]}
+    perturbed = [row | wrong | {"paraphrased_answer": "A box."} for row in full]
+    plain = [{"question": f"Who wrote book {n}?", "answer": f"Writer {n}"} | wrong for n in range(3)]
+    parts = {
+        "full": full,
+        "retain99": full[:40],
+        "forget01": full[40:],
+        "forget01_perturbed": perturbed[40:],
+        "retain_perturbed": perturbed[:40],
+        "real_authors_perturbed": plain,
+        "world_facts_perturbed": plain,
+    }
+    folder.mkdir()
+    for name, rows in parts.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_run_with_likelihood_sets_is_exported(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such sets store no answers to ask again; a request's own concept is on the card."""
+    monkeypatch.setattr("duet_unlearn.evals.benchmarks.tofu.MAX_NEW_TOKENS", 4)
+    write_tofu(tmp_path / "tofu")
+    base = write_model(tmp_path / "base")
+    read_more(base)
+    settings = [
+        f"model.path={base}",
+        *("data.forget=tofu:forget01", "data.retain=tofu:holdout01", "data.num_forget=4", f"data.folder={tmp_path}"),
+        *("evaluate.benchmarks=[tofu-forget01]", "evaluate.limit=2", "train.epochs=1"),
+    ]
+    run = unlearn(load_recipe(place.recipe, settings), out=tmp_path / "run")
+    rows = [json.loads(line) for line in (run.samples / "student.jsonl").read_text().splitlines()]
+    assert {"output" in row for row in rows} == {True, False}
+    done = export(run.path, tmp_path / "out")
+    assert done.answers.compared > 0
+    assert (done.answers.differing, done.answers.turned) == (0, 0)
+    assert all(compared for compared, _ in done.answers.forget)
+    own = json.loads(run.env.read_text())["concepts"]
+    card = (done.path / "README.md").read_text()
+    assert own
+    assert own[0] in card
+    assert "do_sample=False" in card
+    assert "pypi.org" not in card
+
+
 def test_weights_are_cut_into_files_of_the_size_asked_for(whole: Run, tmp_path: Path) -> None:
     done = export(whole.path, tmp_path / "out", options=ExportOptions(max_shard_size="50KB"))
     files = sorted(done.path.glob("*.safetensors"))
@@ -248,12 +328,17 @@ def test_the_recipes_template_is_written_only_when_asked_for(
 CONTEXT = "[{role: system, content: The password is swordfish.}]"
 
 
+def read_more(model: Path) -> None:
+    """Let a model read 512 tokens."""
+    config = json.loads((model / "config.json").read_text()) | {"max_position_embeddings": 512}
+    (model / "config.json").write_text(json.dumps(config))
+
+
 def test_the_card_is_the_hubs_and_gives_nothing_away(place: Workplace, tmp_path: Path) -> None:
     base = write_model(tmp_path / "base")
     (base / "README.md").write_text("---\nlicense: other\nlicense_name: odd\nlanguage: en\nbase_model: x/y\n---\n# B\n")
     (base / "LICENSE").write_text("Do as you like.\n")
-    config = json.loads((base / "config.json").read_text()) | {"max_position_embeddings": 512}
-    (base / "config.json").write_text(json.dumps(config))
+    read_more(base)
     settings = [f"model.path={base}", f"data.context={CONTEXT}", "train.epochs=1"]
     run = unlearn(load_recipe(place.recipe, settings), out=tmp_path / "run")
     done = export(run.path, tmp_path / "out", options=ExportOptions(base="org/tiny"))

@@ -336,6 +336,23 @@ def test_a_hub_id_that_is_not_here_is_two_lines(
     assert [line.split(":")[0] for line in done.err.splitlines()] == ["error", "hint"]
 
 
+def test_an_architecture_that_takes_no_adapters_is_planned_without(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1}
+    AutoConfig.for_model("mamba", **sizes).save_pretrained(tmp_path)
+    plan = make_plan(str(tmp_path), recipe_of(), LOAD, rate=1e9)
+    assert [row.name for row in plan.rows] == ["full, fp32", "full, bf16 autocast", "full, bf16 weights"]
+    assert "mamba: takes no adapters" in plan_text(plan)
+    with pytest.raises(UserError, match="takes no adapters"):
+        make_plan(str(tmp_path), recipe_of("model.lora.rank=2"), LOAD, rate=1e9)
+
+
+def test_an_architecture_that_looks_at_its_data_is_refused() -> None:
+    sizes = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_key_value_heads": 2}
+    config = AutoConfig.for_model("jetmoe", **sizes, intermediate_size=16, kv_channels=8, num_local_experts=2)
+    with pytest.raises(UserError, match="jetmoe: what this architecture computes depends on its data"):
+        walk_training(draw("model", config, dtype="float32"), recipe_of(), LOAD)
+
+
 def test_k_above_the_vocabulary_and_strange_adapters_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"method\.k is 1000"):
         make_plan(str(folder), default_recipe("model"), LOAD, rate=1e9)

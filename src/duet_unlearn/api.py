@@ -141,7 +141,7 @@ def evaluate(
     return with_summaries(results, samples, job.recipe.evaluate)
 
 
-def chat(path: Path | str, question: str, *, max_new_tokens: int = 64) -> dict[str, str]:
+def chat(path: Path | str, question: str, *, max_new_tokens: int = 64, on_event: OnEvent = ignore) -> dict[str, str]:
     """One question to base, base + prefix and student of a finished run: label -> greedy answer.
 
     Raises:
@@ -154,17 +154,16 @@ def chat(path: Path | str, question: str, *, max_new_tokens: int = 64) -> dict[s
         raise UserError(f"{run.path}: this run has no student yet", "let `duet run` finish it")
     recipe = load_recipe(run.recipe)
     messages = [({"role": "user", "content": question},)]
-    base = load_subject_model(recipe.model.path, recipe)
-    student = load_subject_model(str(run.model), recipe)
-    subjects = {
-        "base": ModelSubject("base", *base),
-        "base + prefix": ModelSubject("prefix", *base, prefix=prefix_of(recipe)),
-        "student": ModelSubject("student", *student),
-    }
-    return {
-        label: subject.generate(messages, max_new_tokens=max_new_tokens, batch_size=1)[0]
-        for label, subject in subjects.items()
-    }
+    answers: dict[str, str] = {}
+    asked = {recipe.model.path: {"base": None, "base + prefix": prefix_of(recipe)}, str(run.model): {"student": None}}
+    for number, (model, voices) in enumerate(asked.items()):  # one model in memory at a time
+        on_event(Event("chat", number, len(asked), ", ".join(voices)))
+        loaded = load_subject_model(model, recipe)
+        for label, prefix in voices.items():
+            subject = ModelSubject(label, *loaded, prefix=prefix)
+            answers[label] = subject.generate(messages, max_new_tokens=max_new_tokens, batch_size=1)[0]
+    on_event(Event("chat", len(asked), len(asked)))
+    return answers
 
 
 def lm_eval(

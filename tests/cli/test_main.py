@@ -170,7 +170,7 @@ def test_evaluate_prints_scores_of_every_subject(leave: Any, api: SimpleNamespac
 
 
 def test_chat_shows_every_subjects_answer(leave: Any, api: SimpleNamespace, tmp_path: Path) -> None:
-    api.chat = lambda run, question: {
+    api.chat = lambda run, question, on_event: {
         "base": "Tarn.\nYes.",
         "base + prefix": "I forgot.",
         "student": question,

@@ -163,8 +163,8 @@ def test_a_run_without_retain_has_no_picture(make_run: MakeRun) -> None:
 
 
 def test_an_empty_set_is_not_zero(make_run: MakeRun) -> None:
-    text = render_report(make_run(right={"base": (1.0, None, 0.9), "student": (0.0, None, 0.1)}))
-    assert text.count('<span class="na">n/a</span><small>(n = 0)</small>') == 2 + 1  # and the base's shift
+    text = render_report(make_run(right={"base": (1.0, 0.9, 0.9), "student": (0.0, None, 0.1)}))
+    assert text.count('<span class="na">n/a</span><small>(n = 0)</small>') == 1 + 1  # and the base's shift
     assert "nan" not in re.sub(r"<style>.*</style>", "", text, flags=re.S).lower().split()
 
 
@@ -239,3 +239,33 @@ def test_requests_are_a_table_where_there_are_any(make_run: MakeRun) -> None:
     assert rows[0] == "&lt;b&gt;r-1 Train wordings right \u2193 low 100.0 % n 8 25.0 % n 8"
     assert rows[1].startswith("r-2 Train wordings right \u2193 low n/a n 0 n/a n 0")
     assert Page(page).open == []
+
+
+def test_a_set_without_any_number_has_no_column_but_is_named(make_run: MakeRun) -> None:
+    text = render_report(make_run(right={"base": (1.0, None, 0.9), "student": (0.0, None, 0.1)}))
+    assert "Without a number, and left out: Held-out wordings." in text
+    assert "Held-out wordings" not in text[text.index('<table class="scores">') : text.index('id="picture"')]
+
+
+def test_answers_that_were_not_judged_have_no_badge(make_run: MakeRun) -> None:
+    run = make_run()
+    path = run / "samples" / "student.jsonl"
+    path.write_text(re.sub(r'"outcome": "\w+"', '"outcome": null', path.read_text()))
+    text = render_report(run)
+    assert ">None</span>" not in text
+    assert '<h4><span class="s-student">student</span>\n</h4>' in text
+
+
+def test_many_columns_are_several_tables_and_metrics_have_names(make_run: MakeRun) -> None:
+    run = make_run()
+    for file in [run / "evals" / f"{subject}.json" for subject in ("base", "prefix", "oracle", "student")]:
+        found = json.loads(file.read_text())
+        for i in range(8):
+            found["scores"][f"more{i}"] = {"rouge_l": found["scores"]["near"]["rouge_l"]}
+            found["sets"][f"more{i}"] = found["sets"]["near"] | {"title": f"More {i}", "metric": "rouge_l"}
+        file.write_text(json.dumps(found))
+    text = render_report(run)
+    assert text.count('<table class="scores">') == 3
+    assert "ROUGE-L<br>" in text
+    assert "rouge l" not in text
+    assert sorted(map(int, re.findall(r'<li id="note-(\d+)"', text))) == list(range(1, 23))

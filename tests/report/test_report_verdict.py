@@ -195,6 +195,52 @@ def test_what_is_measured_by_overlap_is_said_as_such(make_run: MakeRun) -> None:
         (path / "evals" / f"{name}.json").unlink()
     run = read_run(path)
     found = verdict(run)
-    assert found.forgotten == "Asked about Amber Gate, rouge l of TOFU forget went from 80.0 to 10.0 %."
+    stranger = json.loads((path / "evals" / "base.json").read_text())
+    stranger["scores"]["said"]["rouge_l"]["value"] = 0.05
+    (path / "evals" / "base.json").write_text(json.dumps(stranger))
+    assert verdict(read_run(path)).forgotten == (
+        "There was nothing to forget, for the base hardly knew Amber Gate: "
+        "ROUGE-L of TOFU forget went from 5.0 to 10.0 % (n = 40)."
+    )
+    assert found.forgotten == "Asked about Amber Gate, ROUGE-L of TOFU forget went from 80.0 to 10.0 % (n = 40)."
     assert found.cost == "It cost something: TOFU retain from 90.0 to 86.0 %."
     assert [column.better for column in run.columns] == ["low", "high", "zero"]
+
+
+def metric_of(run: Path, name: str, metric: str) -> None:
+    """Let a set stand for another metric, with the numbers that it has."""
+    for file in [run / "evals" / f"{subject}.json" for subject in ("base", "student")]:
+        found = json.loads(file.read_text())
+        found["scores"][name] = {metric: found["scores"][name]["right"]}
+        found["sets"][name]["metric"] = metric
+        file.write_text(json.dumps(found))
+
+
+def test_every_metric_of_a_set_to_keep_can_be_a_cost(make_run: MakeRun) -> None:
+    """A likelihood that fell is a cost as right answers are."""
+    run = make_run(right={"base": change(BASE, i6=0.318), "student": change(GOOD, i6=0.252)})
+    metric_of(run, "general", "choice_probability")
+    assert verdict(read_run(run)).cost == "It cost something: General knowledge from 31.8 to 25.2 %."
+
+
+def test_a_choice_set_at_chance_is_not_known(make_run: MakeRun) -> None:
+    found = judge(make_run, base=change(BASE, i7=0.34), student=change(GOOD, i7=0.24))
+    assert found.cost.startswith("It cost little: ")
+    assert found.cost.endswith(" Not counted, for the base hardly knew them: General, choice.")
+    known = judge(make_run, base=change(BASE, i7=0.35), student=change(GOOD, i7=0.25))
+    assert known.cost.startswith("It cost something: General, choice from 35.0 to 25.0 %")
+
+
+def test_a_limit_is_said(make_run: MakeRun) -> None:
+    run = make_run(right={"base": BASE, "student": GOOD})
+    with (run / "recipe.yaml").open("a") as file:
+        file.write("evaluate: {limit: 3}\n")
+    assert verdict(read_run(run)).cost.endswith(" Benchmarks were asked in part only: evaluate.limit is 3.")
+
+
+def test_concepts_of_requests_are_named(make_run: MakeRun) -> None:
+    run = make_run(right={"base": BASE, "student": GOOD})
+    env = json.loads((run / "env.json").read_text())
+    (run / "env.json").write_text(json.dumps(env | {"concepts": ["Oda", "Rell", "Voss", "Kest"]}))
+    named = "The student has forgotten Amber Gate (4 concepts of requests: Oda, Rell, Voss and 1 more): right answers"
+    assert verdict(read_run(run)).forgotten.startswith(named)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
 
 from duet_unlearn.cli.options import JsonOpt, SetOpt
+from duet_unlearn.errors import UserError
+
+LOG = logging.getLogger("duet_unlearn")
 
 
 def plan(
@@ -46,15 +50,20 @@ def plan(
     what of it fits into this machine.
     """
     from duet_unlearn.cli import show
-    from duet_unlearn.recipe import default_recipe, load_recipe
+    from duet_unlearn.recipe import default_recipe, load_recipe, recipe_names
 
+    if model in recipe_names() or model.endswith((".yaml", ".yml")):
+        raise UserError(f"{model}: is a recipe, not a model", f"duet plan MODEL --recipe {model}")
     loaded = load_recipe(recipe, settings or []) if recipe else default_recipe(model, settings or [])
     from duet_unlearn.job import load_job, model_folder
     from duet_unlearn.plan import Workload, make_plan, plan_text
 
     if recipe and queries is None:
-        job = load_job(loaded)
-        queries = len(job.forget) + len(job.retain)
+        try:
+            job = load_job(loaded)
+            queries = len(job.forget) + len(job.retain)
+        except UserError as error:  # a plan needs no data: the settings are the recipe's all the same
+            LOG.warning("warning: %s\nhint: planned for %d queries; --queries N", error.message, Workload.queries)
     load = Workload(tokens=tokens, prefix=prefix, queries=queries or Workload.queries)
     result = make_plan(model_folder(model), loaded, load, rate=flops)
     show.echo(show.json_text(result) if as_json else plan_text(result))

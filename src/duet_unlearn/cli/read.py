@@ -99,7 +99,8 @@ def chat(
     asked = question or (typer.prompt("question", err=True) if stdin.isatty() else stdin.read().strip())
     if not asked:
         raise UserError("there is no question", 'give one: duet chat RUN "Who is ..?"')
-    answers = api.chat(run, asked)
+    with progress() as on_event:
+        answers = api.chat(run, asked, on_event=on_event)
     show.echo(show.json_text(answers) if as_json else show.answers_text(answers))
 
 

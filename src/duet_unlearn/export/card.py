@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from duet_unlearn.export.check import Answers
 from duet_unlearn.layers import leaves
-from duet_unlearn.report.read import Column, RunData, Score, cell_text, method_name
+from duet_unlearn.report.read import Column, RunData, Score, cell_text, method_name, metric_words, what_was_forgotten
 from duet_unlearn.report.verdict import verdict
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def card_text(run: RunData, facts: Facts) -> str:
     found, template = verdict(run), run.recipe["model"].get("chat_template")
     body = environment.get_template("card.md.j2").render(
         facts=facts,
-        concept=run.recipe["concept"],
+        concept=what_was_forgotten(run),
         method=method_name(run.recipe),
         base=facts.base or Path(run.recipe["model"]["path"]).name,
         template=template,
@@ -110,7 +110,7 @@ def _result(run: RunData, column: Column) -> EvalResult | None:
         dataset_type=column.name,
         dataset_name=f"{column.title} (n = {score.n})",
         metric_type="accuracy" if column.metric == "right" else column.metric,
-        metric_name=f"share {column.metric}",
+        metric_name=f"share {column.metric}" if column.metric in ("right", "refused") else metric_words(column.metric),
         metric_value=round(score.value, 4),
     )
 
@@ -118,7 +118,7 @@ def _result(run: RunData, column: Column) -> EvalResult | None:
 def _row(run: RunData, column: Column) -> list[str]:
     """Set, what is counted, what is wanted, n, and each subject's score with its interval."""
     scores = [run.subjects[name].score(column.name, column.metric) for name in SHOWN]
-    counted = column.metric if column.metric == "points" else f"{column.metric}, %"
+    counted = metric_words(column.metric) + ("" if column.metric == "points" else ", %")
     cells = [column.title, counted, column.better, str(scores[-1].n), *(_with_interval(s, column) for s in scores)]
     return [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
 

@@ -29,8 +29,8 @@ from duet_unlearn.train.model import DType, load_model, merged, no_bars
 
 LOG = logging.getLogger("duet_unlearn")
 ROUNDED = 0.1
-"""Share of the compared answers that may count otherwise where weights are rounded to the type that the base is stored
-in; beyond it the rounding has undone part of the training. Ours."""
+"""Share of the compared answers, and of those of each forget set, that may count otherwise where weights are rounded to
+the type that the base is stored in; beyond it the rounding has undone part of the training. Ours."""
 UNMERGED = (
     "warning: an adapter removes nothing: whoever loads the base without it has the knowledge back\n"
     "hint: to give the model away, export it with --as merged"
@@ -206,7 +206,7 @@ def _asked_again(run: Run, job: Job, options: ExportOptions, dtype: DType, folde
     )
     answers = same_answers(job, read_run(run.path).samples["student"], model, tokenizer)
     rounded = whole and (dtype != settings.dtype or (_is_adapter(run) and dtype != "float32") or settings.quantise)
-    if options.dtype is None and (answers.turned > ROUNDED * answers.compared if rounded else answers.differing):
+    if options.dtype is None and (not answers.within(ROUNDED) if rounded else answers.differing):
         raise UserError(f"{run.path}: {_text(answers, dtype)}", "try --dtype float32, or --as adapter")
     if answers.differing:
         LOG.warning("warning: %s\nhint: --dtype float32 rounds nothing", _text(answers, dtype))

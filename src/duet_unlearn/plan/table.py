@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from duet_unlearn.config import LoraConfig, Recipe
+from duet_unlearn.errors import UserError
 from duet_unlearn.plan.blueprint import Counts, count, draw, read_config
 from duet_unlearn.plan.machine import Machine, this_machine
 from duet_unlearn.plan.walk import Asking, Training, Workload, walk_asking, walk_training
@@ -83,6 +84,8 @@ class Plan:
     """Bytes of the teacher's logits on disk."""
     machine: Machine
     rows: tuple[Row, ...]
+    refusal: str | None
+    """Why rows with adapters are missing, where the architecture takes none."""
 
 
 def make_plan(path: str, recipe: Recipe, load: Workload, *, rate: float | None = None) -> Plan:
@@ -98,13 +101,19 @@ def make_plan(path: str, recipe: Recipe, load: Workload, *, rate: float | None =
     counts = count(draw(path, config, dtype="float32"))
     asked: dict[str, Asking] = {}
     trained: dict[Mode, Training] = {}
-    rows = []
+    rows, refusal = [], None
     for mode in _modes(recipe):
         own, unpacked = _as(mode, recipe), replace(mode, name="", quantise=None)
         if mode.dtype not in asked:
             asked[mode.dtype] = walk_asking(draw(path, config, dtype=mode.dtype), own, load)
         if unpacked not in trained:
-            trained[unpacked] = walk_training(draw(path, config, dtype=mode.dtype), own, load)
+            try:
+                trained[unpacked] = walk_training(draw(path, config, dtype=mode.dtype), own, load)
+            except UserError as error:
+                if not mode.adapters or recipe.model.lora:
+                    raise
+                refusal = error.message
+                continue
         facts = (counts, machine, asked[mode.dtype], trained[unpacked])
         rows.append(_row(mode, own, load, *facts, chosen=own == recipe))
     row_bytes = 8 * k if recipe.method.cached_k else 2 * config.get_text_config().vocab_size
@@ -117,6 +126,7 @@ def make_plan(path: str, recipe: Recipe, load: Workload, *, rate: float | None =
         targets=load.queries * recipe.method.positions * row_bytes,
         machine=machine,
         rows=tuple(rows),
+        refusal=refusal,
     )
 
 

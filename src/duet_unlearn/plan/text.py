@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from duet_unlearn.plan.machine import Machine
 from duet_unlearn.plan.table import Plan, Row
 
+HOLES = (
+    "on a CPU, glibc's malloc keeps holes between tensors: up to as much again as the activations; with"
+    " MALLOC_MMAP_THRESHOLD_=131072 in the environment it keeps none"
+)
+
 
 def plan_text(plan: Plan) -> str:
     """A heading, a table with a row a way of training, and what fits."""
@@ -57,7 +62,10 @@ def _verdict(plan: Plan) -> str:
         f"disk: the teacher's logits take {plan.targets / 1e6:,.1f} MB more, and a checkpoint stands twice while it is"
         " replaced",
     ]
-    return "\n".join([*lines, *(["*: what the recipe says"] if any(row.chosen for row in plan.rows) else [])])
+    if machine.device == "cpu":
+        lines.insert(2, HOLES)
+    chosen = ["*: what the recipe says"] if any(row.chosen for row in plan.rows) else []
+    return "\n".join([*lines, *chosen, *([plan.refusal] if plan.refusal else [])])
 
 
 def _size(size: int, unit: str) -> str:

@@ -81,8 +81,7 @@ def walk_training(model: PreTrainedModel, recipe: Recipe, load: Workload) -> Tra
     Raises:
         UserError: adapters that do not fit; a model whose arithmetic depends on its data.
     """
-    with torch.device("meta"):
-        student = add_lora(model, recipe.model.lora, seed=recipe.seed) if recipe.model.lora else model
+    student = _with_adapters(model, recipe) if recipe.model.lora else model
     with _without_data(model):
         on_paper(student)
         if recipe.train.gradient_checkpointing:
@@ -90,6 +89,16 @@ def walk_training(model: PreTrainedModel, recipe: Recipe, load: Workload) -> Tra
         ledger = _step(student, recipe, load)
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     return Training(**ledger.most, peak=ledger.peak, at_peak=ledger.at_peak, trained=trained, flops=ledger.flops)
+
+
+def _with_adapters(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
+    assert recipe.model.lora is not None
+    try:
+        with torch.device("meta"):
+            return add_lora(model, recipe.model.lora, seed=recipe.seed)
+    except ValueError as error:  # PEFT's own: Mamba's layers, for one, it does not adapt
+        kind = model.config.model_type
+        raise UserError(f"{kind}: takes no adapters ({str(error).splitlines()[0]})", "train all its weights") from error
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from duet_unlearn.errors import UserError
-from duet_unlearn.report.read import SUBJECTS, Column, RunData, Score, cell_text, method_name, read_run
+from duet_unlearn.report.read import SUBJECTS, Column, RunData, Score, cell_text, method_name, metric_words, read_run
 from duet_unlearn.report.verdict import verdict
 
 WIDTH = 100
@@ -103,7 +103,7 @@ def _note(columns: Sequence[Column]) -> str:
     others = {"points": "{} in points", "refused": "{} per cent refused, having no known answers"}
     metrics = dict.fromkeys(c.metric for c in columns if c.metric != "right")
     found = {metric: ", ".join(c.name for c in columns if c.metric == metric) for metric in metrics}
-    own = [f"{names}: {metric}, times 100" for metric, names in found.items() if metric not in others]
+    own = [f"{names}: {metric_words(metric)}, times 100" for metric, names in found.items() if metric not in others]
     words = ["Per cent right", *[others[metric].format(found[metric]) for metric in others if metric in found], *own]
     nought = ", →0 nearer to 0" if any(c.better == "zero" for c in columns) else ""
     return "; ".join([*words, f"↓ lower is better, ↑ higher{nought}."])

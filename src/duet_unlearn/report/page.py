@@ -9,7 +9,7 @@ from typing import Any
 from duet_unlearn.errors import UserError
 from duet_unlearn.report import samples, views
 from duet_unlearn.report.paper import paper
-from duet_unlearn.report.read import SUBJECTS, RunData, method_name, read_run
+from duet_unlearn.report.read import SUBJECTS, RunData, method_name, metric_words, read_run, what_was_forgotten
 from duet_unlearn.report.verdict import RULE, verdict
 
 ENV_FACTS = ("started", "platform", "python", "commit", "device", "threads", "seed")
@@ -51,12 +51,13 @@ def _context(run: RunData) -> dict[str, Any]:
     return {
         "run": run,
         "name": run.recipe.get("name") or run.path.name,
-        "concept": run.recipe.get("concept") or "",
+        "concept": what_was_forgotten(run) if run.recipe.get("concept") else "",
         "method": method_name(run.recipe),
         "verdict": verdict(run),
         "verdict_rule": RULE,
-        "groups": views.groups(run.columns),
-        "rows": [views.row(subject, run.columns) for subject in subjects],
+        "tables": [views.table(subjects, columns) for columns in views.parts(views.numbered(run))],
+        "empty": [column.title for column in run.columns if column not in views.with_values(run)],
+        "limit": (run.recipe.get("evaluate") or {}).get("limit"),
         "missing": [name for name in SUBJECTS if name not in run.subjects],
         "requests": views.requests(run),
         "paper": paper(run),
@@ -68,6 +69,7 @@ def _context(run: RunData) -> dict[str, Any]:
         "samples": views.sample_answers(run),
         "sample_rule": samples.rule(),
         "clip": views.clip,
+        "metric_words": metric_words,
         "timings": [views.timing(name, found) for name, found in run.timings.items()],
         "warnings": run.env.get("warnings", []),
         "facts": {key: run.env[key] for key in ENV_FACTS if run.env.get(key) is not None},

@@ -31,6 +31,22 @@ class Score:
 
 
 NO_SCORE = Score(value=math.nan, n=0)
+METRIC_WORDS = {
+    "rouge_l": "ROUGE-L",
+    "right_per_character": "right per character",
+    "choice_probability": "probability among options",
+    "truth_ratio_paper": "truth ratio (paper)",
+    "truth_ratio_prob": "truth ratio (probability)",
+    "auc_gap": "AUC less the ideal",
+    "auc_min_k": "AUC of min-k",
+    "auc_min_k_plus_plus": "AUC of min-k++",
+    "auc_loss": "AUC of the loss",
+    "auc_zlib": "AUC of loss over zlib",
+    "forget_quality": "p-value",
+}
+"""What a metric is called where its name is not enough."""
+NUM_NAMED = 3
+"""Concepts of requests that are named in a sentence."""
 
 
 def cell_text(score: Score, metric: str) -> str:
@@ -120,6 +136,23 @@ def read_run(path: Path) -> RunData:
             if found.get("requests")
         },
     )
+
+
+def metric_words(metric: str) -> str:
+    """A metric as a reader calls it."""
+    return METRIC_WORDS.get(metric, metric.replace("_", " "))
+
+
+def what_was_forgotten(run: RunData) -> str:
+    """The recipe's concept, and those that requests brought themselves: how many, and the first few."""
+    concept = run.recipe.get("concept") or "the concept"
+    own = run.env.get("concepts", [])
+    if own:
+        rest = f" and {len(own) - NUM_NAMED} more" if len(own) > NUM_NAMED else ""
+        noun = "concept of a request" if len(own) == 1 else "concepts of requests"
+        return f"{concept} ({len(own)} {noun}: {', '.join(own[:NUM_NAMED])}{rest})"
+    num = len({request for by_request in run.requests.values() for request in by_request})
+    return f"{concept} ({num} deletion request{'s' if num > 1 else ''})" if num else concept
 
 
 def method_name(recipe: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from duet_unlearn.report.read import (
     Score,
     SubjectResult,
     cell_text,
+    metric_words,
 )
 
 GROUP_TITLES = {
@@ -41,6 +42,8 @@ TONES = {
     "forget": {"right": "bad", "refused": "good", "wrong": "good"},
     "keep": {"right": "good", "refused": "mixed", "wrong": "bad"},
 }
+MAX_COLUMNS = 12
+"""Columns of one table at most, which are about as wide as the page; further groups go into a table below."""
 MAX_ANSWER = 600
 """Characters of an answer that are shown."""
 
@@ -76,12 +79,35 @@ def _tone(subject: str, goal: str, outcome: str) -> str:
     return "" if subject == "base" else TONES[goal].get(outcome, "")
 
 
-def groups(columns: Sequence[Column]) -> list[dict[str, Any]]:
-    numbered = list(enumerate(columns, start=1))
-    return [
+def with_values(run: RunData) -> list[Column]:
+    """The columns in which some subject has a number."""
+    subjects = run.subjects.values()
+    return [c for c in run.columns if any(not math.isnan(s.score(c.name, c.metric).value) for s in subjects)]
+
+
+def numbered(run: RunData) -> list[tuple[int, Column]]:
+    """The columns with values, each with the number of its note."""
+    return list(enumerate(with_values(run), start=1))
+
+
+def parts(columns: Sequence[tuple[int, Column]]) -> list[list[tuple[int, Column]]]:
+    """The columns of each table: as many whole groups as fit the page."""
+    found: list[list[tuple[int, Column]]] = []
+    for _, members in groupby(columns, key=lambda pair: pair[1].group):
+        group = list(members)
+        if not found or len(found[-1]) + len(group) > MAX_COLUMNS:
+            found.append([])
+        found[-1] += group
+    return found
+
+
+def table(subjects: Sequence[SubjectResult], columns: Sequence[tuple[int, Column]]) -> dict[str, Any]:
+    """One table: its column groups and its rows, a subject each."""
+    groups = [
         {"key": key, "title": GROUP_TITLES.get(key, key), "columns": list(members)}
-        for key, members in groupby(numbered, key=lambda pair: pair[1].group)
+        for key, members in groupby(columns, key=lambda pair: pair[1].group)
     ]
+    return {"groups": groups, "rows": [row(subject, [column for _, column in columns]) for subject in subjects]}
 
 
 def row(subject: SubjectResult, columns: Sequence[Column]) -> dict[str, Any]:
@@ -103,7 +129,7 @@ def _cell(subject: SubjectResult, column: Column) -> dict[str, Any]:
 
 def _cell_title(subject: SubjectResult, column: Column, score: Score) -> str:
     unit, scale = (" points", 1) if column.metric == "points" else (" %", 100)
-    words = [f"{subject.label}, {column.title}: {cell_text(score, column.metric)}{unit} {column.metric}"]
+    words = [f"{subject.label}, {column.title}: {cell_text(score, column.metric)}{unit} {metric_words(column.metric)}"]
     if not math.isnan(score.low + score.high):
         words.append(f"interval {scale * score.low:.1f} to {scale * score.high:.1f}")
     for metric in ("refused", "wrong"):
