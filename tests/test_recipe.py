@@ -192,3 +192,18 @@ def test_a_recipe_that_is_not_text_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"\xff\xfe\x00")
     assert "UTF-8" in failure(path).message
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem", "hint"),
+    [
+        ("concept=", "concept: is empty", "write a text"),
+        ("concept=Harry: the books", "concept: is {'Harry': 'the books'}, not text", "quote the text for YAML too"),
+        ("concept=7", "concept: is 7, not text", "put it into quotes: '7'"),
+    ],
+)
+def test_a_setting_that_yaml_does_not_read_as_text(setting: str, problem: str, hint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("lab/duet", [setting])
+    assert problem in caught.value.message
+    assert hint in caught.value.hint

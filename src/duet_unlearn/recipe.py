@@ -180,7 +180,7 @@ def _fail_value(detail: ErrorDetails, layer: Layer, path: Path, prefix: Key) -> 
                 "`duet init MODEL --concept ..` writes every key that is needed",
             )
         case "string_type":
-            _fail(layer, path, key, f"is {given!r}, not text", f"put it into quotes: '{given}'")
+            _fail(layer, path, key, "is empty" if given is None else f"is {given!r}, not text", _as_text(given))
         case "dataclass_type":
             _fail(
                 layer,
@@ -204,6 +204,15 @@ def _fail_value(detail: ErrorDetails, layer: Layer, path: Path, prefix: Key) -> 
             close = nearest(str(given), options)
             hint = f"did you mean {close}?" if close else f"it should be {wanted[0].lower() + wanted[1:]}"
             _fail(layer, path, key, f"is {given!r}", hint)
+
+
+def _as_text(given: Any) -> str:
+    """How to write a value that YAML did not read as text."""
+    if given is None:
+        return "write a text behind it"
+    if isinstance(given, dict):  # a colon or a brace made it one; the shell has taken its quotes away
+        return """YAML reads a colon or brace as structure; quote the text for YAML too: --set 'concept="A: one"'"""
+    return f"put it into quotes: '{given}'"
 
 
 def _fail(layer: Layer, path: Path, key: Key, problem: str, hint: str) -> NoReturn:
