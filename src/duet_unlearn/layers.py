@@ -124,7 +124,7 @@ def _read(path: Path) -> Layer:
         raise UserError(f"{path}: is empty", "`duet init MODEL --concept ..` writes a recipe to start from")
     if not isinstance(values, dict):
         raise UserError(f"{path}:1: is no recipe", "a recipe is lines of `key: value`")
-    places = {key: f"{path}:{line}" for key, line in _lines(node)}
+    places = {key: f"{path}:{line}" for key, line in lines_of(node)}
     return Layer(_anchor(values, path.parent.resolve()), places)
 
 
@@ -145,13 +145,17 @@ def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
         raise UserError(f"{place}: is not YAML ({problem})", "write lines of `key: value`") from error
 
 
-def _lines(node: yaml.Node | None, key: Key = ()) -> Iterator[tuple[Key, int]]:
-    if not isinstance(node, yaml.MappingNode):
+def lines_of(node: yaml.Node | None, key: Key = ()) -> Iterator[tuple[Key, int]]:
+    """Where each key and each item of a list stands."""
+    if isinstance(node, yaml.MappingNode):
+        pairs = [(str(name.value), name, value) for name, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        pairs = [(str(number), value, value) for number, value in enumerate(node.value)]
+    else:
         return
-    for name, value in node.value:
-        inner = (*key, str(name.value))
-        yield inner, name.start_mark.line + 1
-        yield from _lines(value, inner)
+    for name, mark, value in pairs:
+        yield (*key, name), mark.start_mark.line + 1
+        yield from lines_of(value, (*key, name))
 
 
 def override(text: str) -> Layer:

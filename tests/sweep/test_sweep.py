@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -347,6 +349,27 @@ def test_workers_of_one_command(workplace: Workplace, duet: Duet) -> None:
     assert "with 2 workers" in done.err
     assert len({row["worker"] for row in results(Path("out"))["runs"]}) == 2
     assert len(list(Path("out/logs").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_a_sweep_that_a_shell_started_in_its_background_ends_when_it_is_told_to(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """Such processes ignore SIGINT, and so do their children."""
+    write_workplace(tmp_path, tiny_model)
+    write_suite(tmp_path, LONG)
+    out = tmp_path / "sweep"
+    command = f"{sys.executable} -m duet_unlearn sweep suite.yaml --out sweep --workers 2 2> err & echo $!; wait"
+    with subprocess.Popen(["sh", "-c", command], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as shell:
+        assert shell.stdout
+        parent = int(shell.stdout.readline())
+        wait_for(lambda: next((str(claim) for claim in out.glob("claims/t*/1")), None))
+        begun = time.monotonic()
+        os.kill(parent, signal.SIGTERM)
+        shell.wait(PATIENCE)
+    assert time.monotonic() - begun < 25  # within the workers' patience: none was killed
+    assert (tmp_path / "err").read_text().splitlines()[-1] == "stopped; the same command goes on"
+    assert not list((out / "claims").rglob("[0-9]*"))
 
 
 @pytest.mark.slow

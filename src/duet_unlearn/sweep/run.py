@@ -173,8 +173,8 @@ def _cores() -> int:
 
 def _end(started: Sequence[_Process]) -> None:
     """Let workers give their claims back. Ctrl-C in a terminal has reached them already; twice would be once too
-    often."""
-    for send in (None, signal.SIGINT, signal.SIGKILL):
+    often. SIGINT they would ignore where a shell started all of this in its background."""
+    for send in (None, signal.SIGTERM, signal.SIGKILL):
         for one in started:
             if send and one.process.poll() is None:
                 one.process.send_signal(send)

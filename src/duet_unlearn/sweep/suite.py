@@ -5,16 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from duet_unlearn.bounds import Count, Positive
 from duet_unlearn.errors import UserError, nearest
-from duet_unlearn.layers import Key, Layer, leaves, read_yaml, recipe_names, settings_layer
+from duet_unlearn.layers import Key, Layer, leaves, lines_of, read_yaml, recipe_names, settings_layer
 from duet_unlearn.recipe import Recipe, load_recipe, validated
 
 PACKAGED = Path(__file__).parent / "suites"
@@ -198,7 +196,7 @@ def load_suite(path_or_name: str | Path) -> Loaded:
     if not isinstance(values, dict):
         raise UserError(f"{path}: is no suite", DESCRIBED)
     values.setdefault("name", path.stem)
-    places = {key: f"{path}:{line}" for key, line in _lines(node)}
+    places = {key: f"{path}:{line}" for key, line in lines_of(node)}
     suite = validated(Suite, Layer(values, places), path, missing=DESCRIBED)
     methods = tuple(_method(entry, path.parent) for entry in suite.methods)
     loaded = Loaded(suite, path, methods, places)
@@ -232,19 +230,6 @@ def _locate(name: str) -> Path:
         hint = f"did you mean {close}?" if close else f"packaged are {', '.join(suite_names())}; a file ends in .yaml"
         raise UserError(f"no suite is called {name!r}", hint)
     return path
-
-
-def _lines(node: yaml.Node | None, key: Key = ()) -> Iterator[tuple[Key, int]]:
-    """Where each key and each item of a list stands."""
-    if isinstance(node, yaml.MappingNode):
-        pairs = [(str(name.value), name, value) for name, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        pairs = [(str(number), value, value) for number, value in enumerate(node.value)]
-    else:
-        return
-    for name, mark, value in pairs:
-        yield (*key, name), mark.start_mark.line + 1
-        yield from _lines(value, (*key, name))
 
 
 def _method(entry: Entry, folder: Path) -> Method:
