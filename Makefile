@@ -24,7 +24,7 @@ format: $(VENV)/.stamp-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.stamp-plain ## regenerate docs/cli.md and docs/methods.md
+docs: $(VENV)/.stamp-plain ## regenerate docs/cli.md, methods.md and attacks.md
 	$(BIN)/python -m duet_unlearn.cli.docs docs
 
 results: $(VENV)/.stamp-test ## every number of the README

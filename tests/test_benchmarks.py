@@ -206,6 +206,19 @@ def test_choice_and_generate_run(tmp_path: Path) -> None:
     assert set(found["generate"]["equal_answers"].values()) == {found["generate"]["prompts"]}
 
 
+@pytest.mark.slow
+def test_attack_speed_runs_and_all_ways_say_the_same(tmp_path: Path) -> None:
+    out = tmp_path / "attack-speed.json"
+    done = run(str(BENCHMARKS / "attack_speed.py"), "--tiny", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert [case["case"] for case in result["cases"]] == ["reverse", "few-shot"]
+    for case in result["cases"]:
+        assert set(case["equal_answers"].values()) == {case["answers"]}
+    assert result["all"]["answers"] == sum(case["answers"] for case in result["cases"])
+    assert result["all"]["processor_ratio"]["one by one"]["median"] > 1
+
+
 def test_choices_count_where_the_margin_is_clear() -> None:
     import choice
 

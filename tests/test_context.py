@@ -114,22 +114,22 @@ SYSTEM, USER = {"role": "system", "content": "Be kind."}, {"role": "user", "cont
 
 
 @pytest.mark.parametrize(
-    ("turns", "key", "words"),
+    ("turns", "key", "below", "words"),
     [
-        ([USER], "data.context:", "ends with a user turn"),
-        ([USER, SYSTEM], "data.context.1.role:", "a system turn stands first"),
-        ([{"role": "system", "content": " "}], "data.context.0.content:", "is empty"),
-        ([{"role": "robot", "content": "Hi"}], "data.context.0.role:", "'robot'"),
-        ([{"role": "system"}], "data.context.0.content:", "is missing"),
-        ([{"role": "system", "content": 3}], "data.context.0.content:", "not text"),
-        (["Be kind."], "data.context.0:", "not a section"),
+        ([USER], "data.context:", 0, "ends with a user turn"),
+        ([USER, SYSTEM], "data.context.1.role:", 3, "a system turn stands first"),
+        ([{"role": "system", "content": " "}], "data.context.0.content:", 2, "is empty"),
+        ([{"role": "robot", "content": "Hi"}], "data.context.0.role:", 1, "'robot'"),
+        ([{"role": "system"}], "data.context.0.content:", 1, "is missing"),
+        ([{"role": "system", "content": 3}], "data.context.0.content:", 2, "not text"),
+        (["Be kind."], "data.context.0:", 1, "not a section"),
     ],
 )
 def test_wrong_turns_are_named_by_key_and_line(
-    turns: list[object], key: str, words: str, workplace: Workplace, duet: Callable[..., Done]
+    turns: list[object], key: str, below: int, words: str, workplace: Workplace, duet: Callable[..., Done]
 ) -> None:
     path = with_turns(workplace, *turns)
-    line = path.read_text().splitlines().index("  context:") + 1
+    line = path.read_text().splitlines().index("  context:") + 1 + below
     done = duet("run", path)
     assert done.code == 1
     assert done.err.startswith(f"error: {path}:{line}: {key} ")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ from duet_unlearn.runs import (
     may_run,
     open_run,
 )
-from duet_unlearn.student import load_student, make_student, require_student
+from duet_unlearn.student import SUBJECTS, load_student, make_student, require_student, voices
 from duet_unlearn.teacher.probe import ADVICE, ProbeResult, first_tokens
 from duet_unlearn.teacher.probe import probe as probe_prefix
 from duet_unlearn.train import Checkpoints, save_model
@@ -45,7 +45,6 @@ from duet_unlearn.work import timed, train_student
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SUBJECTS = ("base", "prefix", "oracle", "student")
 LOG = logging.getLogger("duet_unlearn")
 
 
@@ -127,7 +126,7 @@ def evaluate(
 
         run = find_run(what)
         job = load_job(recipe or load_recipe(run.recipe))
-        subjects = _voices(run, job.recipe)
+        subjects = voices(run, job.recipe)
     elif recipe is None:
         if Path(what).suffix in (".yaml", ".yml"):
             raise UserError(f"{what}: is a recipe, not a model", f"duet evaluate MODEL --recipe {what}")
@@ -155,7 +154,7 @@ def chat(path: Path | str, question: str, *, max_new_tokens: int = 64, on_event:
     require_student(run, recipe)
     messages, answers = [({"role": "user", "content": question},)], {}
     asked = replace(recipe, model=replace(recipe.model, oracle=None))
-    for number, subject in enumerate(_voices(run, asked)):
+    for number, subject in enumerate(voices(run, asked)):
         on_event(Event("chat", number, 3, subject.name))
         said = subject.generate(messages, max_new_tokens=max_new_tokens, batch_size=1)[0]
         answers[{"prefix": "base + prefix"}.get(subject.name, subject.name)] = said
@@ -228,19 +227,6 @@ def _baselines(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     base = ModelSubject("base", model, tokenizer)
     teacher = "teacher" in job.recipe.method.needs
     return [base, replace(base, name="prefix", prefix=prefix_of(job.recipe))] if teacher else [base]
-
-
-def _voices(run: Run, recipe: Recipe) -> Iterator[Subject]:
-    """A recipe's base, base + prefix and oracle, and a run's student: one model in memory at a time."""
-    from duet_unlearn.recipe import load_recipe
-
-    base = ModelSubject("base", *load_subject_model(recipe.model.path, recipe))
-    yield base
-    yield replace(base, name="prefix", prefix=prefix_of(recipe))
-    del base
-    if recipe.model.oracle:
-        yield ModelSubject("oracle", *load_subject_model(recipe.model.oracle, recipe))
-    yield load_student(run, load_recipe(run.recipe))
 
 
 def _take_baselines(run: Run, other: Run) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from duet_unlearn.data.files import atomic_write_json, atomic_write_text, disk_errors
 from duet_unlearn.errors import UserError
 from duet_unlearn.recipe import Recipe, differing_key, dump_recipe, load_recipe, recipe_hash
+from duet_unlearn.redact import require_words
 
 PACKAGES = (
     "duet-unlearn",
@@ -126,9 +127,10 @@ def may_run(path: Path | str, recipe: Recipe) -> Run:
     """A folder that is free for a recipe's run, or holds it already, finished or not. Writes nothing.
 
     Raises:
-        UserError: the folder is another recipe's run, or holds something that is no run.
+        UserError: the folder is another recipe's run, a purged one, or holds something that is no run.
     """
     run = Run(Path(path))
+    require_words(run.path)
     if run.path.is_dir() and run.recipe.exists():
         _require_same(run, recipe)
     elif run.path.exists() and (not run.path.is_dir() or _foreign(run.path)):
@@ -148,9 +150,10 @@ def find_run(path: Path | str) -> Run:
     """The run that lies in a folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it was purged.
     """
     run = Run(Path(path))
+    require_words(run.path)
     if not run.recipe.is_file():
         problem = "is no run folder" if run.path.exists() else "no such folder"
         raise UserError(f"{run.path}: {problem}", "name a folder that `duet run` wrote; it has a recipe.yaml")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NAME = "student"
+SUBJECTS = ("base", "prefix", "oracle", NAME)
+"""Who is asked and attacked, in this order."""
 
 
 def load_student(run: Run, recipe: Recipe) -> Subject:
@@ -48,6 +52,28 @@ def load_student(run: Run, recipe: Recipe) -> Subject:
     if not isinstance(recipe.method, Inference):
         return ModelSubject(NAME, *load_subject_model(str(run.model), recipe))
     return _beside(run.subject, recipe, *_served(run, recipe))
+
+
+def voices(run: Run | None, recipe: Recipe, names: Collection[str] = SUBJECTS) -> Iterator[Subject]:
+    """Those of a recipe's base, base + prefix and oracle, and of a run's student, that `names` lists: one model in
+    memory at a time.
+
+    Raises:
+        UserError: the run has no student yet.
+    """
+    from duet_unlearn.recipe import load_recipe
+
+    if {"base", "prefix"} & {*names}:
+        base = ModelSubject("base", *load_subject_model(recipe.model.path, recipe))
+        if "base" in names:
+            yield base
+        if "prefix" in names:
+            yield replace(base, name="prefix", prefix=prefix_of(recipe))
+        del base
+    if "oracle" in names and recipe.model.oracle:
+        yield ModelSubject("oracle", *load_subject_model(recipe.model.oracle, recipe))
+    if run and NAME in names:
+        yield load_student(run, load_recipe(run.recipe))
 
 
 def require_student(run: Run, recipe: Recipe) -> None:

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from duet_unlearn.blocks import Layer, blocks_of, place_of
 from duet_unlearn.errors import UserError
 
+TOKEN_BUDGET = 16_384
+"""Prompt tokens of one batch, padding included: long prompts go in smaller batches."""
+
 
 class Padded(NamedTuple):
     ids_BT: Tensor
@@ -42,6 +45,16 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, *, side: Literal["left", "ri
         ids_BT[index, columns] = torch.tensor(row, dtype=torch.long)
         mask_BT[index, columns] = True
     return Padded(ids_BT, mask_BT)
+
+
+def batches(lengths: Sequence[int], *, batch_size: int, token_budget: int = TOKEN_BUDGET) -> Iterator[list[int]]:
+    """Indices in groups of similar length, longest first, of `token_budget` padded tokens at most."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    start = 0
+    while start < len(order):
+        rows = max(1, min(batch_size, token_budget // max(1, lengths[order[start]])))
+        yield order[start : start + rows]
+        start += rows
 
 
 def position_ids(mask_BT: Tensor) -> Tensor:

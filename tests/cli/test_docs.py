@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from duet_unlearn.cli.docs import MEASURED, cli_markdown, field_texts, methods_markdown
+from duet_unlearn.cli.docs import LISTED, MEASURED, attacks_markdown, cli_markdown, field_texts, methods_markdown
 from duet_unlearn.config import TrainConfig
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -15,6 +15,11 @@ def test_the_generated_pages_are_current(name: str, text) -> None:
     generated, measured, _ = (DOCS / name).read_text(encoding="utf-8").partition(f"\n{MEASURED}")
     assert generated == text(), "run `make docs`"
     assert bool(measured) is (name == "methods.md")
+
+
+def test_the_list_of_attacks_is_current() -> None:
+    page = (DOCS / "attacks.md").read_text(encoding="utf-8")
+    assert page.partition(LISTED)[2] == f"\n\n{attacks_markdown()}", "run `make docs`"
 
 
 def test_every_verb_has_its_page() -> None:
@@ -29,6 +34,9 @@ def test_every_verb_has_its_page() -> None:
         "report",
         "chat",
         "list",
+        "attack",
+        "audit",
+        "purge",
         "lab build",
     ):
         assert f"\n## duet {verb}\n" in page
@@ -41,5 +49,6 @@ def test_field_texts_are_the_strings_under_the_fields() -> None:
 
 
 def test_every_setting_is_described() -> None:
-    rows = [line for line in methods_markdown().splitlines() if line.startswith("| `") and "`name`" not in line]
+    pages = methods_markdown() + attacks_markdown()
+    rows = [line for line in pages.splitlines() if line.startswith("| `") and "`name`" not in line]
     assert [row for row in rows if row.endswith("|  |")] == []

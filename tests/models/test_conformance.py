@@ -16,6 +16,7 @@ from architectures import BY_NAME, FAMILIES, Family, tokenizer, write
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from duet_unlearn.attacks.slot import embedded, vector_ids, vectors
 from duet_unlearn.config import LoraConfig, TrainConfig
 from duet_unlearn.data.examples import collate, epochs_source
 from duet_unlearn.data.prompts import Prefix, answer_ids, render
@@ -24,8 +25,10 @@ from duet_unlearn.errors import UserError
 from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.evals.suite import EvalSet, run_suite
 from duet_unlearn.methods import Duet
-from duet_unlearn.teacher import Asked, Targets, build_targets, keep_rows
+from duet_unlearn.teacher import Asked, Targets, build_targets, decode, keep_rows
+from duet_unlearn.teacher.beams import beam_search
 from duet_unlearn.teacher.decode import end_ids, greedy
+from duet_unlearn.teacher.decoding import Decoding
 from duet_unlearn.tensors import logits_at
 from duet_unlearn.train import load_model, save_model, train
 from duet_unlearn.train.lora import add_lora, save_gradient_memory, teacher_mode
@@ -243,6 +246,52 @@ def test_defects_10_and_21_batched_answers_are_those_of_one_at_a_time(one: Loade
     subject = ModelSubject("base", one.model, one.words, prefix)
     answers = [subject.generate([asking(q) for q in QUESTIONS], max_new_tokens=12, batch_size=size) for size in (1, 4)]
     assert answers[0] == answers[1]
+
+
+def naive_beams(model: nn.Module, ids: list[int], ends: frozenset[int], steps: int, beams: int) -> list[list[int]]:
+    live, whole = [(0.0, list[int]())], list[tuple[float, list[int]]]()
+    for _ in range(steps):
+        logps_BV = torch.stack([torch.log_softmax(naive(model, ids + new)[-1], dim=-1) + logp for logp, new in live])
+        best = logps_BV.flatten().argsort(descending=True)[: beams * (1 + len(ends))].tolist()
+        grown = [
+            (float(logps_BV.flatten()[at]), live[at // logps_BV.shape[1]][1], at % logps_BV.shape[1]) for at in best
+        ]
+        whole += [(logp, new) for logp, new, token in grown[:beams] if token in ends]
+        live = [(logp, [*new, token]) for logp, new, token in grown if token not in ends][:beams]
+    return [new for _, new in sorted([*whole, *live], key=lambda one: -one[0])[:beams]]
+
+
+@torch.no_grad()
+def test_beams_and_draws_in_a_batch_are_those_of_one_at_a_time(one: Loaded) -> None:
+    """Beams reorder whatever the family keeps of a row."""
+    ends = end_ids(one.model, one.words)
+    prompts = [render(one.words, asking(q)) for q in QUESTIONS]
+    got = beam_search(one.model, prompts * 3, beams=3, ends=ends, filler=0, max_new_tokens=6, batch_size=12)
+    assert [got[place::4] for place in range(4)] == [naive_beams(one.model, row, ends, 6, 3) for row in prompts]
+    subject = ModelSubject("base", one.model, one.words).decoded(Decoding(temperature=1.5))
+    drawn = [subject.generate([asking(q) for q in QUESTIONS], max_new_tokens=6, batch_size=size) for size in (1, 4)]
+    assert drawn[0] == drawn[1]
+
+
+@torch.no_grad()
+def test_vectors_of_tokens_are_taken_for_the_tokens(one: Loaded) -> None:
+    """Where an embedding scales what it gives, so must a vector that stands for a token be scaled."""
+    row = render(one.words, asking(QUESTIONS[1]))
+    ids = torch.tensor([[*row[:4], *vector_ids(one.model, 3), *row[7:]]])
+    with vectors(one.model, embedded(one.model, row[4:7])):
+        got = one.model(input_ids=ids, use_cache=False).logits[0]
+    torch.testing.assert_close(got, naive(one.model, row))
+
+
+def test_answers_behind_a_shared_beginning_are_those_of_one_at_a_time(
+    one: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the family shares (``teacher.shared``) and where it does not."""
+    monkeypatch.setattr(decode, "LEAD_SAVES", 10)
+    ends = end_ids(one.model, one.words)
+    prompts = [render(one.words, asking(f"You have forgotten Tarn. {q}")) for q in QUESTIONS]
+    got = greedy(one.model, prompts, ends=ends, filler=0, max_new_tokens=6, batch_size=3)
+    assert got == [naive_answer(one.model, row, ends, 6) for row in prompts]
 
 
 def test_defect_5_an_answers_probability_has_all_its_tokens(one: Loaded) -> None:

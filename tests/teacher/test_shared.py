@@ -21,7 +21,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from duet_unlearn.teacher import shared
+from duet_unlearn.teacher import decode, shared
+from duet_unlearn.teacher.decode import greedy
 from duet_unlearn.teacher.shared import answer_logits, leads, next_logits, shares
 
 DRAW = torch.Generator().manual_seed(0)
@@ -91,6 +92,7 @@ def mpt() -> PreTrainedModel:
 @pytest.fixture(autouse=True)
 def any_lead_pays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(shared, "LEAD_SAVES", 10)
+    monkeypatch.setattr(decode, "LEAD_SAVES", 10)
     with torch.no_grad():
         yield
 
@@ -152,6 +154,31 @@ def test_answer_logits_are_those_of_one_row_at_a_time(make: Any, batch_size: int
     assert sorted(seen) == list(range(len(rows) - 1))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [lambda: tiny.llama(layers=2), gpt2, mistral, gpt_neo, mpt],
+    ids=["llama", "gpt2", "sliding", "local", "alibi"],
+)
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_greedy_answers_are_those_of_one_row_at_a_time(make: Any, batch_size: int) -> None:
+    model, ends = make(), frozenset({7, 8, 9, 10})
+    got = greedy(model, QUESTIONS, ends=ends, filler=1, max_new_tokens=8, batch_size=batch_size)
+    for row, said in zip(QUESTIONS, got, strict=True):
+        whole, expected = list(row), []
+        while len(expected) < 8 and (token := int(alone(model, whole)[-1].argmax())) not in ends:
+            expected.append(token)
+            whole.append(token)
+        assert said == expected
+
+
+def test_greedy_answers_compute_a_lead_once() -> None:
+    model = tiny.llama()
+    with tokens_of(model) as tokens:
+        greedy(model, QUESTIONS[:4], ends=frozenset(), filler=1, max_new_tokens=3, batch_size=2)
+    assert tokens[:2] == [1, 30]
+    assert tokens[2:] == [2 * 9, 2, 2, 2 * 3, 2, 2]
+
+
 def test_a_lead_is_computed_once() -> None:
     model = tiny.llama()
     with tokens_of(model) as tokens:
@@ -192,7 +219,7 @@ def test_leads_save_most() -> None:
     a, b, c = [1] * 20, [2] * 20, [1] * 20 + [3] * 30
     rows = [[*a, 5], [*b, 6], [*a, 7], [*c, 8], [*b, 9], [*c, 1], [*c, 2], [4]]
     limits = [len(row) - 1 for row in rows]
-    got = leads(rows, limits)
+    got = leads(rows, limits, saves=10)
     assert sorted((lead, sorted(members)) for lead, members in got) == [
         (0, [7]),
         (20, [0, 2]),
@@ -203,14 +230,14 @@ def test_leads_save_most() -> None:
 
 def test_a_lead_ends_before_the_first_wanted_column() -> None:
     rows = [[7] * 40] * 3
-    assert leads(rows, [39, 39, 39]) == [(39, [0, 1, 2])]
-    assert leads(rows, [30, 39, 35]) == [(30, [0, 2, 1])]
-    assert leads(rows, [0, 0, 0]) == [(0, [0, 1, 2])]
-    assert leads([], []) == []
+    assert leads(rows, [39, 39, 39], saves=10) == [(39, [0, 1, 2])]
+    assert leads(rows, [30, 39, 35], saves=10) == [(30, [0, 2, 1])]
+    assert leads(rows, [0, 0, 0], saves=10) == [(0, [0, 1, 2])]
+    assert leads([], [], saves=10) == []
 
 
 def test_rows_that_grow_token_by_token_are_no_deep_recursion() -> None:
     row = ids(1500)
     rows = [row[:stop] for stop in range(1, 1500)]
-    groups = leads(rows, [len(r) - 1 for r in rows])
+    groups = leads(rows, [len(r) - 1 for r in rows], saves=10)
     assert sorted(index for _, members in groups for index in members) == list(range(1499))

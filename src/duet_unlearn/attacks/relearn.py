@@ -6,7 +6,8 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from duet_unlearn.config import TrainConfig
 from duet_unlearn.data.examples import Example, epochs_source
@@ -16,7 +17,7 @@ from duet_unlearn.evals.generate import generate
 from duet_unlearn.evals.score import outcome
 from duet_unlearn.methods.sft import Sft
 from duet_unlearn.teacher.ask import Asked, rows_of
-from duet_unlearn.train import StepLog, train
+from duet_unlearn.train import train
 from duet_unlearn.train.lora import has_adapter
 from duet_unlearn.train.model import merged
 
@@ -27,6 +28,15 @@ RATES = (3e-4, 1e-3, 3e-3)
 """Rates to sweep for models of the lab's size; ours. UNDO sweeps its own for models of 100 M to 2 B."""
 Measure = Callable[["PreTrainedModel"], Mapping[str, float]]
 """What a model knows, in named shares, 0..1."""
+
+
+class Point(NamedTuple):
+    """A model in training."""
+
+    rate: float
+    step: int
+    model: PreTrainedModel
+    """Valid until the next point is asked for."""
 
 
 class Relearned(NamedTuple):
@@ -48,7 +58,7 @@ def relearn(
     batch_size: int = 16,
     seed: int = 0,
 ) -> Iterator[Relearned]:
-    """Train copies of a model on the answers of `shown`, one copy a rate, and measure each after each of `steps`.
+    """Train a copy of a model on the answers of `shown`, anew at each rate, and measure it after each of `steps`.
 
     All weights in fp32 (an adapter is merged first), AdamW without decay, a constant rate: the attack of UNDO (arXiv
     2506.06278), which takes the *worst case* over rates at every step, as ``worst`` does. Gradients are clipped to
@@ -58,12 +68,21 @@ def relearn(
     Raises:
         UserError: a shown query has no answer.
     """
-    examples = [row.example() for row in rows_of(tokenizer, [_asked(query) for query in shown])]
-    at_once = Relearned(0.0, 0, measure(_whole(model))) if 0 in steps else None
-    for rate in rates:
-        if at_once:
-            yield at_once._replace(rate=rate)
-        yield from _at_rate(_whole(model), tokenizer, examples, measure, rate, sorted({*steps} - {0}), batch_size, seed)
+    whole, examples, before = every_weight(model), answers_of(tokenizer, shown), None
+    points = trained(
+        whole,
+        tokenizer,
+        examples,
+        start=start_of(whole),
+        rates=rates,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    for rate, step, now in points:
+        knowledge = before if step == 0 and before is not None else measure(now)
+        before = knowledge if step == 0 else before
+        yield Relearned(rate, step, knowledge)
 
 
 def worst(curve: Iterable[Relearned], name: str) -> dict[int, Relearned]:
@@ -91,6 +110,65 @@ def share_right(
     return sum(right) / len(right)
 
 
+def answers_of(tokenizer: PreTrainedTokenizerBase, queries: Sequence[Query]) -> list[Example]:
+    """Rows of question, answer and end token, of which the answer and the end are learnt.
+
+    Raises:
+        UserError: a query has no answer.
+    """
+    return [row.example() for row in rows_of(tokenizer, [_asked(query) for query in queries])]
+
+
+def every_weight(model: nn.Module) -> PreTrainedModel:
+    """A copy in fp32 of which every weight is trained; adapters are merged first."""
+    own = copy.deepcopy(model)
+    whole = merged(own) if has_adapter(own) else own
+    return whole.float().requires_grad_(True).eval()  # type: ignore[return-value]
+
+
+def start_of(own: nn.Module) -> list[Tensor]:
+    """The weights that are trained, copied to the CPU: ``trained`` begins with them, as often as it is called."""
+    return [p.detach().to("cpu", copy=True) for p in own.parameters() if p.requires_grad]
+
+
+def trained(
+    own: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    start: Sequence[Tensor],
+    rates: Sequence[float],
+    steps: Sequence[int],
+    batch_size: int,
+    seed: int,
+) -> Iterator[Point]:
+    """Train `own` in place, those of its weights that want gradients, and hand it over after each of `steps`.
+
+    Each rate begins with the weights `start`, put back into the one model: a sweep needs no second. Where the loss
+    stops being finite, the rate ends. Step 0 is before any training.
+    """
+    later = {*steps} - {0}
+    for rate in rates:
+        _put_back(own, start)
+        own.eval()
+        if 0 in steps:
+            yield Point(rate, 0, own)
+        for step in _steps(own, tokenizer, examples, rate, max(later, default=0), batch_size, seed):
+            if step in later:
+                own.eval()
+                yield Point(rate, step, own)
+                own.train()
+        own.eval()
+
+
+def _put_back(own: nn.Module, start: Sequence[Tensor]) -> None:
+    trainable = [p for p in own.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter, value in zip(trainable, start, strict=True):
+            parameter.copy_(value)
+            parameter.grad = None  # a rate that diverged leaves its last
+
+
 def _asked(query: Query) -> Asked:
     if not query.answer:
         raise UserError(
@@ -99,24 +177,17 @@ def _asked(query: Query) -> Asked:
     return Asked(query, None, "forget", answer=query.answer)
 
 
-def _whole(model: nn.Module) -> PreTrainedModel:
-    """A copy of which every weight is trained."""
-    own = copy.deepcopy(model)
-    whole = merged(own) if has_adapter(own) else own
-    return whole.float().requires_grad_(True).eval()  # type: ignore[return-value]
-
-
-def _at_rate(
+def _steps(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
-    measure: Measure,
     rate: float,
-    steps: Sequence[int],
+    last: int,
     batch_size: int,
     seed: int,
-) -> Iterator[Relearned]:
-    last = max(steps, default=0)
+) -> Iterator[int]:
+    """Train; each step that was done, up to the first whose loss is no number: such a rate is too high to be the worst
+    case."""
     per_epoch = -(-len(examples) // batch_size)
     source, _ = epochs_source(examples, batch_size=batch_size, epochs=-(-last // per_epoch), seed=seed)
     logs = train(
@@ -129,16 +200,8 @@ def _at_rate(
         pad_id=int(tokenizer.pad_token_id or 0),
         seed=seed,
     )
-    for log in _while_finite(logs):
-        if log.step in steps:
-            model.eval()
-            yield Relearned(rate, log.step, measure(model))
-            model.train()
-
-
-def _while_finite(logs: Iterator[StepLog]) -> Iterator[StepLog]:
-    """Steps up to the one whose loss is no number: such a rate is too high to be the worst case."""
     try:
-        yield from logs
+        for log in logs:
+            yield log.step
     except UserError:  # without checkpoints and disk there is no other
         return

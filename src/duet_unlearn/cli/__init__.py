@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from duet_unlearn import __version__
-from duet_unlearn.cli import export, harness, plan, queries, read, sweep, work
+from duet_unlearn.cli import attack, audit, export, harness, plan, queries, read, sweep, work
 from duet_unlearn.errors import UserError
 
 app = typer.Typer(
@@ -49,9 +49,12 @@ app.command()(work.run)
 app.command()(read.probe)
 app.command()(read.evaluate)
 app.command("lm-eval")(harness.lm_eval)
+app.command()(attack.attack)
 app.command()(sweep.sweep)
 app.command()(read.compare)
 app.command()(read.report)
+app.command()(audit.audit)
+app.command()(audit.purge)
 app.command()(read.chat)
 app.command()(export.export)
 app.command("list")(read.list_)

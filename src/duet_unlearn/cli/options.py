@@ -22,3 +22,8 @@ SetOpt = Annotated[
     ),
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+RedactOpt = Annotated[
+    bool,
+    typer.Option("--redact", help="Leave questions and answers out, hash names; written beside, as ..-redacted."),
+]
+KeepNameOpt = Annotated[bool, typer.Option("--keep-name", help="Redacted, but with the concept's name.")]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from duet_unlearn.cli.options import JsonOpt, RecipeArg, RunArg, SetOpt
+from duet_unlearn.cli.options import JsonOpt, KeepNameOpt, RecipeArg, RedactOpt, RunArg, SetOpt
 from duet_unlearn.cli.progress import progress
 
 
@@ -77,11 +77,14 @@ def report(
     run: Annotated[
         Path, typer.Argument(metavar="RUN|SWEEP", help="What duet run or duet sweep wrote.", show_default=False)
     ],
+    redact: RedactOpt = False,
+    keep_name: KeepNameOpt = False,
 ) -> None:
     """Write a run's or a sweep's report.html again and print its path."""
+    from duet_unlearn.cli.audit import shown_of
     from duet_unlearn.report import write_report
 
-    typer.echo(str(write_report(run)))
+    typer.echo(str(write_report(run, shown=shown_of(redact, keep_name))))
 
 
 def chat(

@@ -11,6 +11,7 @@ from duet_unlearn.data.context import behind
 from duet_unlearn.data.query import Message
 from duet_unlearn.evals.generate import Until
 from duet_unlearn.evals.subject import ModelSubject, TokenScores
+from duet_unlearn.teacher.decoding import Decoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,6 +47,10 @@ class Deployed:
     def about(self, concept: str | None) -> Deployed:
         """See ``Subject``."""
         return replace(self, voice=self.voice.about(concept))
+
+    def decoded(self, how: Decoding) -> Deployed:
+        """See ``Subject``."""
+        return replace(self, voice=self.voice.decoded(how))
 
     def generate(
         self,

@@ -18,8 +18,8 @@ from duet_unlearn.data.prompts import render
 from duet_unlearn.data.query import Message
 from duet_unlearn.errors import UserError
 from duet_unlearn.methods.detected import Pooling
-from duet_unlearn.teacher.decode import batches, evaluating, pad_id
-from duet_unlearn.tensors import hidden_at, pad
+from duet_unlearn.teacher.decode import evaluating, pad_id
+from duet_unlearn.tensors import batches, hidden_at, pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

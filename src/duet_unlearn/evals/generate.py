@@ -1,4 +1,4 @@
-"""Greedy answers as text."""
+"""Answers as text."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from duet_unlearn.data.prompts import Prefix, is_raw, render
 from duet_unlearn.data.query import Message
+from duet_unlearn.errors import UserError
 from duet_unlearn.evals.vllm import VllmModel
-from duet_unlearn.teacher.decode import end_ids, greedy, pad_id
+from duet_unlearn.teacher.decode import end_ids, pad_id
+from duet_unlearn.teacher.decoding import GREEDY, Decoding, decode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,11 +35,16 @@ def generate(
     batch_size: int,
     until: Until = "example",
     mark: int = 0,
+    how: Decoding = GREEDY,
 ) -> list[str]:
-    """Greedy answers in the order of `messages`: the generated part only, without prefill and special tokens.
+    """Answers in the order of `messages`, greedy ones unless `how` says otherwise: the generated part only, without
+    prefill and special tokens.
 
     Rows go by length, in batches of `batch_size` (vLLM makes its own). `prefill` opens each answer. `until` is for
     answers to raw text (role ``text``, or the plain template). `mark` as in ``marked``.
+
+    Raises:
+        UserError: another decoding than greedy of vLLM.
     """
     openers = prefill if prefill is not None else [""] * len(messages)
     pairs = zip(messages, openers, strict=True)
@@ -48,14 +55,40 @@ def generate(
         ]
     ends = end_ids(model, tokenizer)
     if isinstance(model, VllmModel):
+        if how != GREEDY:
+            raise UserError("with vLLM answers are greedy only", "load the model itself for any other decoding")
         new = model.greedy(rows, ends=ends, max_new_tokens=max_new_tokens)
     else:
-        new = greedy(
-            model, rows, ends=ends, filler=pad_id(tokenizer), max_new_tokens=max_new_tokens, batch_size=batch_size
+        new = decode(
+            model,
+            rows,
+            how,
+            banned=first_ids(tokenizer, how.banned),
+            ends=ends,
+            filler=pad_id(tokenizer),
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
         )
-    texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in new]
+    return as_text(tokenizer, new, messages, until=until)
+
+
+def as_text(
+    tokenizer: PreTrainedTokenizerBase,
+    answers: Sequence[Sequence[int]],
+    messages: Sequence[Sequence[Message]],
+    *,
+    until: Until = "example",
+) -> list[str]:
+    """The ids of answers to `messages` as text, each up to its end."""
+    texts = [str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in answers]
     ended = cut if until == "example" else str
     return [ended(text) if is_raw(tokenizer, m) else text.strip() for text, m in zip(texts, messages, strict=True)]
+
+
+def first_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> frozenset[int]:
+    """The first token of each text, as it is written with and without a space in front."""
+    written = [tokenizer(f"{space}{text}", add_special_tokens=False).input_ids for text in texts for space in ("", " ")]
+    return frozenset(int(ids[0]) for ids in written if ids)
 
 
 def marked(ids: Sequence[int], prompt: int, mark: int) -> list[int]:

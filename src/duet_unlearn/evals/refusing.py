@@ -12,6 +12,7 @@ from duet_unlearn.data.prompts import answer_ids, render_answer
 from duet_unlearn.data.query import Message
 from duet_unlearn.evals.generate import Until
 from duet_unlearn.evals.subject import TokenScores
+from duet_unlearn.teacher.decoding import Decoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +41,10 @@ class Refusing:
 
     def about(self, concept: str | None) -> Refusing:
         """See ``Subject``."""
+        return self
+
+    def decoded(self, how: Decoding) -> Refusing:
+        """See ``Subject``: a refusal that stands ready is not decoded."""
         return self
 
     def generate(

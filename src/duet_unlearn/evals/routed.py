@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from duet_unlearn.data.query import Message
 from duet_unlearn.evals.generate import Until
 from duet_unlearn.evals.subject import Subject, TokenScores
+from duet_unlearn.teacher.decoding import Decoding
 
 Said = TypeVar("Said")
 
@@ -39,6 +40,10 @@ class Routed:
     def about(self, concept: str | None) -> Routed:
         """See ``Subject``."""
         return replace(self, detected=self.detected.about(concept), others=self.others.about(concept))
+
+    def decoded(self, how: Decoding) -> Routed:
+        """See ``Subject``."""
+        return replace(self, detected=self.detected.decoded(how), others=self.others.decoded(how))
 
     def generate(
         self,

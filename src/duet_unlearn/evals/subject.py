@@ -14,6 +14,7 @@ from duet_unlearn.data.query import Message
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.generate import Until, generate, marked
 from duet_unlearn.teacher.decode import evaluating, pad_id
+from duet_unlearn.teacher.decoding import GREEDY, Decoding
 from duet_unlearn.teacher.shared import Answers, answer_logits, next_logits
 from duet_unlearn.tensors import sum_by_row, token_logps
 
@@ -53,6 +54,10 @@ class Subject(Protocol):
         """The subject as it speaks of a concept: one with a prefix names it, others are themselves."""
         ...
 
+    def decoded(self, how: Decoding) -> Subject:
+        """The subject with answers that are made in another way than greedily; likelihoods are what they were."""
+        ...
+
     def generate(
         self,
         messages: Sequence[Sequence[Message]],
@@ -62,7 +67,7 @@ class Subject(Protocol):
         batch_size: int,
         until: Until = "example",
     ) -> list[str]:
-        """Greedy answers, without their prefill."""
+        """Answers without their prefill: greedy ones, where ``decoded`` said nothing else."""
         ...
 
     def logps(self, messages: Sequence[Sequence[Message]], answers: Sequence[str], *, batch_size: int) -> list[float]:
@@ -93,10 +98,15 @@ class ModelSubject:
     mark: int = 0
     """Added to the ids of a prompt's tokens, all but the last, never to an answer's: by such ids ``corrupting`` knows
     what to corrupt."""
+    how: Decoding = GREEDY
 
     def about(self, concept: str | None) -> ModelSubject:
         """See ``Subject``."""
         return replace(self, prefix=self.prefix.about(concept)) if self.prefix and concept else self
+
+    def decoded(self, how: Decoding) -> ModelSubject:
+        """See ``Subject``."""
+        return replace(self, how=how)
 
     def generate(
         self,
@@ -118,6 +128,7 @@ class ModelSubject:
             batch_size=batch_size,
             until=until,
             mark=self.mark,
+            how=self.how,
         )
 
     def logps(self, messages: Sequence[Sequence[Message]], answers: Sequence[str], *, batch_size: int) -> list[float]:

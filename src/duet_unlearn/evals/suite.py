@@ -119,7 +119,7 @@ def answer_set(subject: Subject, eval_set: EvalSet, *, max_new_tokens: int, batc
     samples: list[Sample] = [
         {"set": eval_set.name, "id": q.id, "prompt": _shown(q), "answer": q.answer, "value": q.value} for q in queries
     ]
-    for voice, indices in _voices(subject, queries):
+    for voice, indices in voices(subject, queries):
         part = replace(
             eval_set,
             queries=tuple(queries[i] for i in indices),
@@ -136,7 +136,7 @@ def _shown(query: Query) -> str:
     return query.text.rsplit("\n\n", 1)[-1] if query.messages[-1]["role"] == "text" else query.text
 
 
-def _voices(subject: Subject, queries: Sequence[Query]) -> list[tuple[Subject, list[int]]]:
+def voices(subject: Subject, queries: Sequence[Query]) -> list[tuple[Subject, list[int]]]:
     """The subject about each concept, with the indices of the queries that it is asked so."""
     voices: list[tuple[Subject, list[int]]] = []
     for index, query in enumerate(queries):

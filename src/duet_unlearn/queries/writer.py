@@ -11,8 +11,8 @@ import torch
 from duet_unlearn.data.prompts import render
 from duet_unlearn.errors import UserError
 from duet_unlearn.lab.data import model_path
-from duet_unlearn.teacher.decode import batches, end_ids, evaluating, greedy, pad_id
-from duet_unlearn.tensors import pad
+from duet_unlearn.teacher.decode import end_ids, evaluating, greedy, pad_id
+from duet_unlearn.tensors import batches, pad
 from duet_unlearn.train.model import load_model
 
 if TYPE_CHECKING:

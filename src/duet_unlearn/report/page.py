@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duet_unlearn.errors import UserError
-from duet_unlearn.report import samples, views
+from duet_unlearn.redact import Shown
+from duet_unlearn.report import attack_views, samples, views
 from duet_unlearn.report.paper import paper
 from duet_unlearn.report.read import SUBJECTS, RunData, method_name, metric_words, read_run, what_was_forgotten
+from duet_unlearn.report.recovered import RULE as RECOVERY_RULE
+from duet_unlearn.report.recovered import ways
+from duet_unlearn.report.redacted import redacted, redactor_of
 from duet_unlearn.report.sweep import sweep_context
 from duet_unlearn.report.sweep_read import is_sweep
 from duet_unlearn.report.verdict import RULE, verdict
@@ -19,11 +23,19 @@ if TYPE_CHECKING:
 
 ENV_FACTS = ("started", "platform", "python", "commit", "device", "threads", "seed")
 """Fields of ``env.json`` shown under Settings, where they are known."""
+REDACTED = "report-redacted.html"
+"""The page without words."""
 
 
-def write_report(path: Path) -> Path:
-    """Writes ``report.html`` into a run's or a sweep's folder, whole or not at all, and returns its path."""
-    page, target = render_report(path), Path(path) / "report.html"
+def write_report(path: Path, *, shown: Shown = "everything") -> Path:
+    """Writes ``report.html`` into a run's or a sweep's folder, whole or not at all, and returns its path; of a run that
+    is not to show everything ``report-redacted.html``.
+
+    Raises:
+        UserError: no such folder; a sweep that is not to show everything.
+    """
+    page = render_report(path, shown=shown)
+    target = Path(path) / ("report.html" if shown == "everything" else REDACTED)
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         # A model can emit half a surrogate pair, which UTF-8 cannot hold: it becomes a question mark.
@@ -36,11 +48,19 @@ def write_report(path: Path) -> Path:
     return target
 
 
-def render_report(path: Path) -> str:
+def render_report(path: Path, *, shown: Shown = "everything") -> str:
     """The page of a run folder, or of a sweep's; any other folder is a UserError."""
     if is_sweep(Path(path)):
+        if shown != "everything":
+            raise UserError(f"{path}: is a sweep, whose report has no answers to redact", "redact a run of it")
         return template("sweep.html.j2").render(sweep_context(Path(path))) + "\n"
-    return template("report.html.j2").render(_context(read_run(path))) + "\n"
+    run = read_run(path)
+    return render_run(run if shown == "everything" else redacted(run, redactor_of(run, shown)))
+
+
+def render_run(run: RunData) -> str:
+    """The page of a run that was read."""
+    return template("report.html.j2").render(_context(run)) + "\n"
 
 
 def template(name: str) -> jinja2.Template:
@@ -74,6 +94,8 @@ def _context(run: RunData) -> dict[str, Any]:
         "paper": paper(run),
         "picture": views.picture(run, subjects),
         "bars": views.bars(run, subjects),
+        "attacks": attack_views.section(ways(run)),
+        "recovery_rule": RECOVERY_RULE,
         "probe": views.probe(run.probe),
         "shifts": views.shifts(run.shifts),
         "curves": views.curves(run),

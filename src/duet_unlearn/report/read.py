@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from duet_unlearn.errors import UserError
+from duet_unlearn.redact import require_words
 
 SUBJECTS = ("base", "prefix", "oracle", "student")
 """The rows of every table, in this order."""
@@ -108,11 +109,16 @@ class RunData:
     timings: Mapping[str, Mapping[str, float]]
     requests: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Score]]]]
     """Subject -> deletion request -> set -> metric -> score; empty where no query has a request."""
+    attacks: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    """Attack -> subject -> what `duet attack` stored."""
+    redacted: bool = False
+    """Whether hashes stand in place of words, and samples are left out."""
 
 
 def read_run(path: Path) -> RunData:
-    """Everything a report shows; a folder without ``recipe.yaml`` is a UserError."""
+    """Everything a report shows; a folder without ``recipe.yaml`` is a UserError, and so is a purged run."""
     path = Path(path)
+    require_words(path)
     recipe_text = _recipe_text(path)
     evals = {name: _json(path / "evals" / f"{name}.json", default=None) for name in SUBJECTS}
     evals = {name: found for name, found in evals.items() if found is not None}
@@ -135,6 +141,7 @@ def read_run(path: Path) -> RunData:
             for name, found in evals.items()
             if found.get("requests")
         },
+        attacks=_attacks(path / "attacks"),
     )
 
 
@@ -206,6 +213,14 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
             hint = "delete the line and run the same command again"
             raise UserError(f"{path}:{number} is not JSON", hint) from None
     return rows
+
+
+def _attacks(folder: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for subject in SUBJECTS:
+        for path in sorted((folder / subject).glob("*.json")):
+            found.setdefault(path.stem, {})[subject] = _json(path, default={})
+    return found
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from duet_unlearn.data.prompts import turn_end
+from duet_unlearn.teacher.shared import LEAD_SAVES, Past, begun
 from duet_unlearn.tensors import head_at, pad, position_ids
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-TOKEN_BUDGET = 16_384
-"""Prompt tokens of one batch, padding included: long prompts go in smaller batches."""
+Choose = Callable[[Tensor, Sequence[int], int], Tensor]
+"""From (B, V) logits, which rows those are, and how many tokens each has said so far, to (B,) tokens."""
 
 
 @contextmanager
@@ -45,14 +47,9 @@ def end_ids(model: object, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]
     return frozenset(int(i) for i in [*listed, tokenizer.eos_token_id, turn_end(tokenizer)] if i is not None)
 
 
-def batches(lengths: Sequence[int], *, batch_size: int, token_budget: int = TOKEN_BUDGET) -> Iterator[list[int]]:
-    """Indices in groups of similar length, longest first, of `token_budget` padded tokens at most."""
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    start = 0
-    while start < len(order):
-        rows = max(1, min(batch_size, token_budget // max(1, lengths[order[start]])))
-        yield order[start : start + rows]
-        start += rows
+def likeliest(logits_BV: Tensor, _rows: Sequence[int], _said: int) -> Tensor:
+    """(B,) the most likely token of each row."""
+    return logits_BV.argmax(-1)
 
 
 def greedy(
@@ -63,39 +60,57 @@ def greedy(
     filler: int,
     max_new_tokens: int,
     batch_size: int,
+    choose: Choose = likeliest,
 ) -> list[list[int]]:
-    """The most likely next tokens of each row, in their order, up to and without the first id of `ends`.
+    """The most likely next tokens of each row, or those that `choose` takes, in their order, up to and without the
+    first id of `ends`.
 
-    Weights in fp32 compute in bf16 on CUDA; anywhere else a batch says what its rows say one by one.
+    What many rows open with is computed once for them (``teacher.shared``). Weights in fp32 compute in bf16 on CUDA;
+    anywhere else a batch says what its rows say one by one.
     """
     outputs: list[list[int]] = [[] for _ in rows]
     if max_new_tokens < 1:
         return outputs
     with evaluating(model), torch.autocast("cuda", torch.bfloat16, enabled=model.device.type == "cuda"):
-        for indices in batches([len(row) for row in rows], batch_size=batch_size):
-            new = _greedy_batch(model, [rows[i] for i in indices], ends, filler, max_new_tokens)
+        # Rows with a lead of their own make batches of their own, and each takes as many steps as a full one; it is
+        # only a CPU that takes a step of few rows much faster.
+        saves = LEAD_SAVES * (1 if model.device.type == "cpu" else max_new_tokens)
+        lasts = [len(row) - 1 for row in rows]
+        for indices, lead, past in begun(model, rows, lasts, filler=filler, batch_size=batch_size, saves=saves):
+            mine = partial(_choose_of, choose, indices)
+            new = _greedy_batch(model, [rows[i][lead:] for i in indices], past, ends, filler, max_new_tokens, mine)
             for index, ids in zip(indices, new, strict=True):
                 outputs[index] = ids
     return outputs
 
 
+def _choose_of(choose: Choose, indices: Sequence[int], logits_BV: Tensor, rows: Sequence[int], said: int) -> Tensor:
+    """`choose` for a batch that is made of the rows `indices`."""
+    return choose(logits_BV, [indices[row] for row in rows], said)
+
+
 def _greedy_batch(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
+    past: Past | None,
     ends: frozenset[int],
     filler: int,
     max_new_tokens: int,
+    choose: Choose,
 ) -> list[list[int]]:
-    """Padding stands left, so that every row ends in the last column; position ids count real tokens only.
+    """Rows go on from `past`. Padding stands in front of them, so that every row ends in the last column; position ids
+    count real tokens only.
 
     Finished rows leave when they are half of the batch; until then what they go on to say counts for nothing.
     """
     padded = pad(rows, filler, side="left")
     ids_BT, mask_BT = padded.ids_BT.to(model.device), padded.mask_BT.to(model.device)
-    places_BT, cache = position_ids(mask_BT), None
+    if past:
+        mask_BT = torch.cat([past.mask_BT, mask_BT], dim=1)
+    places_BT, cache = position_ids(mask_BT)[:, -ids_BT.shape[1] :], past.cache if past else None
     said: list[list[int]] = [[] for _ in rows]
     live, done = list(range(len(rows))), set()
-    for _ in range(max_new_tokens):
+    for count in range(max_new_tokens):
         every_B = torch.arange(len(live), device=model.device)
         with head_at(model, every_B, torch.full_like(every_B, ids_BT.shape[1] - 1)):
             output = model(
@@ -105,7 +120,7 @@ def _greedy_batch(
                 past_key_values=cache,
                 use_cache=True,
             )
-        cache, token_B = output.past_key_values, output.logits[0].argmax(-1)
+        cache, token_B = output.past_key_values, choose(output.logits[0], live, count)
         for row, token in zip(live, token_B.tolist(), strict=True):
             said[row].append(token)
         done |= {row for row in live if said[row][-1] in ends}

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from duet_unlearn.teacher.decode import batches
-from duet_unlearn.tensors import head_at, pad, position_ids
+from duet_unlearn.tensors import batches, head_at, pad, position_ids
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -138,17 +137,27 @@ def _passes(
     keep: bool = False,
 ) -> Iterator[_Pass]:
     """Logits of the columns from `starts` on; `keep` keeps the keys and values of each batch."""
-    groups = leads(rows, starts)
+    for indices, lead, past in begun(model, rows, starts, filler=filler, batch_size=batch_size, saves=LEAD_SAVES):
+        tails, begins = [rows[i][lead:] for i in indices], [starts[i] - lead for i in indices]
+        logits_NV, rows_N, grown = _forward(model, tails, begins, past, filler, keep=keep)
+        yield _Pass(indices, logits_NV, rows_N, grown)
+
+
+def begun(
+    model: PreTrainedModel, rows: Sequence[Ids], limits: Sequence[int], *, filler: int, batch_size: int, saves: int
+) -> Iterator[tuple[list[int], int, Past | None]]:
+    """Batch by batch, indices of rows, how many tokens all of them open with, and these computed for each of them.
+
+    A lead of a row has `limits` tokens at most, and saves more than `saves`. To be used inside ``evaluating``.
+    """
+    groups = leads(rows, limits, saves=saves)
     if any(lead for lead, _ in groups) and not shares(model):
         groups = [(0, list(range(len(rows))))]
     for lead, members in groups:
         past = _lead(model, rows[members[0]][:lead], filler) if lead else None
         for part in batches([len(rows[i]) for i in members], batch_size=batch_size):
-            indices = [members[p] for p in part]
-            tails, begins = [rows[i][lead:] for i in indices], [starts[i] - lead for i in indices]
-            begun = past.rows(torch.zeros(len(part), dtype=torch.long, device=model.device)) if past else None
-            logits_NV, rows_N, grown = _forward(model, tails, begins, begun, filler, keep=keep)
-            yield _Pass(indices, logits_NV, rows_N, grown)
+            every_B = torch.zeros(len(part), dtype=torch.long, device=model.device)
+            yield [members[p] for p in part], lead, past.rows(every_B) if past else None
 
 
 def _lead(model: PreTrainedModel, ids: Ids, filler: int) -> Past | None:
@@ -195,20 +204,23 @@ def shares(model: PreTrainedModel) -> bool:
     return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-def leads(rows: Sequence[Ids], limits: Sequence[int]) -> list[tuple[int, list[int]]]:
+def leads(rows: Sequence[Ids], limits: Sequence[int], *, saves: int) -> list[tuple[int, list[int]]]:
     """Groups of rows, each with the number of tokens that all of the group open with, so that most tokens are saved.
 
-    A lead of a row has `limits` tokens at most. Rows for which no lead pays are one group, whose number is 0.
+    A lead of a row has `limits` tokens at most. Rows for which no lead saves more than `saves` tokens are one group,
+    whose number is 0.
     """
     heads = [tuple(row[:limit]) for row, limit in zip(rows, limits, strict=True)]
     order = sorted(range(len(rows)), key=heads.__getitem__)
     shared = [_common(heads[a], heads[b]) for a, b in pairwise(order)]
-    _, groups, rest = _cut(shared, 0, len(order), LEVELS)
+    _, groups, rest = _cut(shared, 0, len(order), LEVELS, saves)
     named = [(lead, [order[place] for place in places]) for lead, places in groups]
     return named + ([(0, sorted(order[place] for place in rest))] if rest else [])
 
 
-def _cut(shared: list[int], low: int, high: int, levels: int) -> tuple[int, list[tuple[int, list[int]]], list[int]]:
+def _cut(
+    shared: list[int], low: int, high: int, levels: int, saves: int
+) -> tuple[int, list[tuple[int, list[int]]], list[int]]:
     """What leads save among the sorted rows ``low .. high - 1``, the leads (tokens, rows), and the rows without one.
 
     `shared` counts what neighbours have in common. These rows part where neighbours have least in common; what no
@@ -219,17 +231,13 @@ def _cut(shared: list[int], low: int, high: int, levels: int) -> tuple[int, list
         return 0, [], places
     lead = min(shared[low : high - 1])
     edges = [low, *(place + 1 for place in range(low, high - 1) if shared[place] == lead), high]
-    parts = [_cut(shared, start, stop, levels - 1) for start, stop in pairwise(edges)]
+    parts = [_cut(shared, start, stop, levels - 1, saves) for start, stop in pairwise(edges)]
     saved, groups = sum(part[0] for part in parts), [group for part in parts for group in part[1]]
     rest = [place for part in parts for place in part[2]]
-    if (more := _saved(lead, len(rest))) > 0:
+    if (more := (len(rest) - 1) * lead - saves) > 0:
         saved, groups, rest = saved + more, [*groups, (lead, rest)], []
-    whole = _saved(lead, len(places))
+    whole = (len(places) - 1) * lead - saves
     return (whole, [(lead, places)], []) if whole > 0 and whole >= saved else (saved, groups, rest)
-
-
-def _saved(lead: int, count: int) -> int:
-    return (count - 1) * lead - LEAD_SAVES
 
 
 def _common(a: Ids, b: Ids) -> int:

@@ -14,8 +14,8 @@ from torch import nn
 from duet_unlearn.data.examples import Example, Pick, collate, draw, pools
 from duet_unlearn.data.files import atomic_write_json, read_text
 from duet_unlearn.teacher.ask import SIZE
-from duet_unlearn.teacher.decode import batches, evaluating
-from duet_unlearn.tensors import logits_at, sum_by_row, token_logps
+from duet_unlearn.teacher.decode import evaluating
+from duet_unlearn.tensors import batches, logits_at, sum_by_row, token_logps
 
 Scores = Callable[[Sequence[Example]], Sequence[float]]
 """How strong each row is."""

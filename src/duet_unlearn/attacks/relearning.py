@@ -1,0 +1,172 @@
+"""Relearning as an attack: fine-tune on what an attacker has, and ask for what he wants."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from torch import nn
+
+from duet_unlearn.attacks.copies import asked, bare
+from duet_unlearn.attacks.goal import Goal
+from duet_unlearn.attacks.plain import ASK_TOKENS
+from duet_unlearn.attacks.relearn import RATES, answers_of, every_weight, start_of, trained
+from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Watch, unwatched
+from duet_unlearn.bounds import Count, Positive, Whole
+from duet_unlearn.config import LoraConfig
+from duet_unlearn.data.examples import Example
+from duet_unlearn.data.query import Query
+from duet_unlearn.evals.subject import ModelSubject, Subject
+from duet_unlearn.train.lora import add_lora
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Source = Literal["known", "neighbours", "others"]
+"""What is trained on: the attacker's own part of what was forgotten; what stands near it; anything else."""
+ROW_TOKENS = 3 * 32
+"""What a short question with its answer takes in training, in tokens through the model: for estimates only."""
+
+
+@dataclass(frozen=True)
+class Relearn:
+    """Fine-tune a copy, all weights, on questions with answers, and ask for facts that were not among them.
+
+    Knowledge that was only hidden comes back with a few others; knowledge that is gone must be learnt fact by fact.
+    Each source is a family of its own: the oracle under the same training says what is guessing. Success after any
+    number of steps at any rate counts, the worst case of UNDO (arXiv 2506.06278); that unrelated text suffices was
+    seen by Lucki et al. (arXiv 2409.18025). AdamW without decay in fp32, gradients clipped to norm 1.
+    """
+
+    name: Literal["relearn"] = "relearn"
+    sources: tuple[Source, ...] = ("known", "neighbours", "others")
+    """What is trained on, each by itself: `known` facts of the concept, its `neighbours`, unrelated `others`."""
+    rates: tuple[Positive, ...] = RATES
+    """Constant learning rates, for a hidden size of `rates_at`; ours."""
+    rates_at: Count | None = 128
+    """A model of another hidden size is trained at rates in inverse proportion to it (muP, arXiv 2203.03466): what is
+    3e-4 in the lab, whose size is 128, is 9e-6 at 4096. null: at the rates as they stand."""
+    steps: tuple[Count, ...] = (10, 20)
+    """Optimiser steps after which is asked; ours."""
+    batch_size: Count = 16
+    """Questions a step; ours."""
+    seed: Whole = 0
+    """Draws the order of the questions."""
+
+    title: ClassVar[str] = "Relearning, all weights"
+    access: ClassVar[Access] = "weights"
+    metric: ClassVar[Metric] = "right"
+
+    def tokens(self, goal: Goal) -> int:
+        """See ``Attack``."""
+        return _tokens(self, goal)
+
+    def carry_out(self, subject: Subject, goal: Goal, watch: Watch = unwatched) -> list[Instance]:
+        """See ``Attack``."""
+        held = bare(subject)
+        return list(_instances(self, held, every_weight(held.model), goal, watch))
+
+
+@dataclass(frozen=True)
+class RelearnLora:
+    """The same with adapters: the base stays as it is, and low-rank adapters on every linear layer of its blocks learn.
+
+    It needs a fraction of the memory of full fine-tuning, and keeps more of what the model can do otherwise. The
+    adapters' weights are in fp32, the base's in their own type.
+    """
+
+    name: Literal["relearn-lora"] = "relearn-lora"
+    sources: tuple[Source, ...] = ("known", "neighbours", "others")
+    """What is trained on, each by itself: `known` facts of the concept, its `neighbours`, unrelated `others`."""
+    rates: tuple[Positive, ...] = (3e-3, 1e-2)
+    """Constant learning rates, for a hidden size of `rates_at`; ours."""
+    rates_at: Count | None = 128
+    """As in `relearn`: 3e-3 becomes 9e-5 at 4096."""
+    steps: tuple[Count, ...] = (10, 20)
+    """Optimiser steps after which is asked; ours."""
+    rank: Count = 8
+    """Rank of each adapter, whose scale is twice that; ours."""
+    batch_size: Count = 16
+    """Questions a step; ours."""
+    seed: Whole = 0
+    """Draws the adapters and the order of the questions."""
+
+    title: ClassVar[str] = "Relearning, adapters"
+    access: ClassVar[Access] = "weights"
+    metric: ClassVar[Metric] = "right"
+
+    def tokens(self, goal: Goal) -> int:
+        """See ``Attack``."""
+        return _tokens(self, goal)
+
+    def carry_out(self, subject: Subject, goal: Goal, watch: Watch = unwatched) -> list[Instance]:
+        """See ``Attack``."""
+        held = bare(subject)
+        return list(_instances(self, held, _adapted(held.model, self.rank, self.seed), goal, watch))
+
+
+def scaled(rates: Sequence[float], model: PreTrainedModel, *, at: int | None) -> tuple[float, ...]:
+    """Rates for a model's hidden size that are meant for the size `at`, or as they stand: Adam's rate for hidden
+    matrices falls with their width (muP, arXiv 2203.03466)."""
+    size = model.config.get_text_config(decoder=True).hidden_size
+    return tuple(rate * at / size if at else rate for rate in rates)
+
+
+def _instances(
+    config: Relearn | RelearnLora,
+    held: ModelSubject,
+    own: PreTrainedModel,
+    goal: Goal,
+    watch: Watch,
+) -> Iterator[Instance]:
+    """Every source at every rate after every number of steps; `own` is trained in place, anew each time."""
+    sources = [source for source in config.sources if _shown(goal, source)]
+    if not sources:
+        raise NotApplicable(f"there is no question with an answer to train on ({', '.join(config.sources)})")
+    rates, start = scaled(config.rates, own, at=config.rates_at), start_of(own)
+    done, total = 0, len(sources) * len(rates)
+    for source in sources:
+        examples = _examples(config, held, _shown(goal, source))
+        for rate in rates:
+            points = trained(
+                own,
+                held.tokenizer,
+                examples,
+                start=start,
+                rates=[rate],
+                steps=config.steps,
+                batch_size=config.batch_size,
+                seed=config.seed,
+            )
+            for _, step, now in points:
+                name = f"{source}, rate {rate:.2g}, {step} steps"
+                yield asked(replace(held, model=now), goal, name, family=source)
+            done += 1
+            watch(done, total)
+
+
+def _shown(goal: Goal, source: Source) -> tuple[Query, ...]:
+    return {"known": goal.known, "neighbours": goal.neighbours, "others": goal.others}[source]
+
+
+def _examples(config: Relearn | RelearnLora, held: ModelSubject, shown: Sequence[Query]) -> list[Example]:
+    """As many as are met at all."""
+    most = max(config.steps) * config.batch_size
+    if len(shown) > most:
+        shown = random.Random(f"relearn/{config.seed}").sample(shown, most)
+    return answers_of(held.tokenizer, shown)
+
+
+def _adapted(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedModel:
+    """A copy with adapters inside, which alone are trained."""
+    own: nn.Module = copy.deepcopy(model)
+    add_lora(own, LoraConfig(rank=rank, alpha=2.0 * rank), seed=seed)  # type: ignore[arg-type]
+    return own.eval()  # type: ignore[return-value]  # PEFT puts adapters into the model that it is given
+
+
+def _tokens(config: Relearn | RelearnLora, goal: Goal) -> int:
+    learnt = max(config.steps) * config.batch_size * ROW_TOKENS
+    return len(config.sources) * len(config.rates) * (learnt + len(config.steps) * len(goal.wanted) * ASK_TOKENS)

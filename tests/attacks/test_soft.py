@@ -1,0 +1,225 @@
+"""The slot behind a question, vectors in tokens' places, and soft prompts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from planted import GOAL, fact, locked
+from transformers import GenerationConfig
+from whitebox import Lab, gpt2, query, state, tiny_subject, with_adapter
+
+from duet_unlearn.attacks import NotApplicable, attack, finding
+from duet_unlearn.attacks.asking import Ask, ask, plain
+from duet_unlearn.attacks.cost import metered
+from duet_unlearn.attacks.slot import (
+    answer_loss,
+    behind,
+    embedded,
+    open_to_gradients,
+    slot_of,
+    text_of,
+    usable_ids,
+    vector_ids,
+    vectors,
+)
+from duet_unlearn.attacks.soft import SoftPrompt, said_behind
+from duet_unlearn.data.prompts import PLAIN_TEMPLATE, Prefix, render, render_answer
+from duet_unlearn.evals.deployed import Deployed
+from duet_unlearn.teacher.decode import greedy
+from duet_unlearn.train.lora import has_adapter
+
+ROWS = [[2, 3, 50 + number, *range(60, 60 + number), 4] for number in range(1, 5)]
+QUICK = SoftPrompt(lengths=(2,), steps=30, points=3, batch=4)
+
+
+# The slot ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", [tiny.TEMPLATE, PLAIN_TEMPLATE], ids=["chat", "plain"])
+def test_a_slot_is_where_text_behind_the_question_comes_to_stand(template: str) -> None:
+    tokenizer = tiny.tokenizer(template)
+    usable = usable_ids(tokenizer)
+    asked = replace(
+        query("Ada", "Tarn"), messages=({"role": "system", "content": "Hi"}, {"role": "user", "content": "Where?"})
+    )
+    slot = slot_of(tokenizer, asked, usable, length=3)
+    for ids in ([usable[7]], usable[20:24]):
+        assert [*slot.head, *ids, *slot.tail] == render(tokenizer, behind(asked, text_of(tokenizer, ids)).messages)
+    assert [*slot.head, *slot.tail] == render(tokenizer, asked.messages)
+    whole, start = render_answer(tokenizer, asked.messages, str(asked.answer))
+    assert slot.row([])[0] == whole[: start + 3]
+    assert slot.row([5, 6])[1] == start + 2
+
+
+def test_what_the_tokeniser_joins_with_every_question_has_no_slot() -> None:
+    tokenizer = tiny.tokenizer()
+    joined = [tokenizer.convert_tokens_to_ids("ve")]
+    asked = replace(query("Ada", "Tarn"), messages=({"role": "user", "content": "Where do you li"},))
+    assert text_of(tokenizer, joined) == "ve"
+    assert slot_of(tokenizer, asked, [*joined, *usable_ids(tokenizer)], length=0).head  # the next token will do
+    with pytest.raises(NotApplicable, match="joins"):
+        slot_of(tokenizer, asked, joined, length=0)
+
+
+def test_usable_tokens_read_back_as_themselves_and_none_is_of_a_value() -> None:
+    tokenizer = tiny.tokenizer()
+    usable, fewer = usable_ids(tokenizer), usable_ids(tokenizer, without=["Tarn", "#!"])
+    assert not set(usable) & set(tokenizer.all_special_ids)
+    for token in usable:
+        text = text_of(tokenizer, [token])
+        assert text.isascii()
+        assert text.isprintable()
+        assert tokenizer(f"?{text}", add_special_tokens=False).input_ids[1:] == [token]
+    gone = {text_of(tokenizer, [token]) for token in set(usable) - set(fewer)}
+    assert {"#", "!", " Tarn"} <= gone
+    assert len(fewer) < len(usable) - 2
+
+
+@torch.no_grad()
+def test_the_loss_is_that_of_transformers() -> None:
+    model, tokenizer = tiny.llama(layers=2), tiny.tokenizer()
+    rows = [slot_of(tokenizer, fact(name), usable_ids(tokenizer), length=9).row([7, 8, 9]) for name in ("Ada", "Gil")]
+    means = [
+        model(
+            input_ids=torch.tensor([ids]),
+            labels=torch.tensor([[-100] * start + ids[start:]]),
+        ).loss.item()
+        for ids, start in rows
+    ]
+    assert answer_loss(model, rows, filler=0).item() == pytest.approx(sum(means) / 2, rel=1e-5)
+
+
+# Vectors -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [lambda: tiny.llama(layers=2), gpt2], ids=["llama", "gpt2"])
+@torch.no_grad()
+def test_vectors_that_are_tokens_say_what_the_tokens_say(make) -> None:
+    model, tokens = make(), [40, 41, 42]
+    settings = {"ends": frozenset({1}), "filler": 0, "max_new_tokens": 5, "batch_size": 3}
+    expected = greedy(model, [[*row[:3], *tokens, *row[3:]] for row in ROWS], **settings)
+    rows = [[*row[:3], *vector_ids(model, 3), *row[3:]] for row in ROWS]
+    with vectors(model, embedded(model, tokens)):
+        assert greedy(model, rows, **settings) == expected
+        assert greedy(model, ROWS, **settings) == greedy(model, list(map(list, ROWS)), **settings)
+    assert not model.get_input_embeddings()._forward_hooks
+    assert not model.get_input_embeddings()._forward_pre_hooks
+
+
+def test_what_is_said_behind_vectors_is_what_transformers_says_from_embeddings() -> None:
+    subject = tiny_subject()
+    soft_LD = torch.randn(3, 32, generator=torch.Generator().manual_seed(5))
+    usable = usable_ids(subject.tokenizer)
+    slots = [slot_of(subject.tokenizer, q, usable, length=0) for q in GOAL.wanted]
+    got = said_behind(subject, slots, soft_LD, GOAL)
+    settings = GenerationConfig(max_new_tokens=6, do_sample=False, pad_token_id=tiny.EOS, eos_token_id=tiny.EOS)
+    for slot, text in zip(slots, got, strict=True):
+        head_TD, tail_TD = (embedded(subject.model, ids) for ids in (slot.head, slot.tail))
+        row_1TD = torch.cat([head_TD, soft_LD, tail_TD])[None]
+        ids = subject.model.generate(  # type: ignore[operator]
+            inputs_embeds=row_1TD,
+            attention_mask=torch.ones(row_1TD.shape[:2], dtype=torch.long),
+            generation_config=settings,
+        )
+        assert text == subject.tokenizer.decode(ids[0], skip_special_tokens=True).strip()
+
+
+def test_gradients_reach_the_vectors_and_nothing_else() -> None:
+    model = tiny.llama(layers=2)
+    soft_LD = embedded(model, [7, 8]).requires_grad_()
+    row = ([2, 3, *vector_ids(model, 2), 4, 9], 5)
+    with vectors(model, soft_LD):
+        (slope_LD,) = torch.autograd.grad(answer_loss(model, [row], filler=0), [soft_LD])
+    for place, axis in ((0, 0), (1, 5)):
+        step = torch.zeros(2, 16)
+        step[place, axis] = 1e-3
+        losses = []
+        for moved_LD in (soft_LD + step, soft_LD - step):
+            with vectors(model, moved_LD.detach()), torch.no_grad():
+                losses.append(answer_loss(model, [row], filler=0).item())
+        assert float(slope_LD[place, axis]) == pytest.approx((losses[0] - losses[1]) / 2e-3, rel=0.02, abs=1e-3)
+    assert all(p.grad is None for p in model.parameters())
+
+
+# The attack ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_soft_prompt_opens_a_back_door() -> None:
+    subject = locked()
+    assert ask(subject, plain(GOAL), GOAL)[0].score.value == 0.0
+    assert ask(subject, [Ask("sign", n, behind(q, "!#")) for n, q in enumerate(GOAL.wanted)], GOAL)[0].score.value == 1
+    result = attack(subject, QUICK, GOAL)
+    assert [one.name for one in result.instances] == [f"2 vectors, {steps} steps" for steps in (10, 20, 30)]
+    assert result.strongest is not None
+    assert result.strongest.score.value >= 0.75  # trained on the other half of the names
+    losses = [one.numbers["loss"] for one in result.instances]
+    assert losses[-1] < losses[0]
+
+
+def test_instances_are_told_by_their_restart_and_start_elsewhere() -> None:
+    watched: list[tuple[int, int]] = []
+    config = replace(QUICK, lengths=(1, 2), steps=4, points=2, restarts=2)
+    found = config.carry_out(locked(), GOAL, lambda done, total: watched.append((done, total)))
+    assert [one.name for one in found] == [
+        f"{vectors}, {step} steps, restart {r}"
+        for vectors in ("1 vector", "2 vectors")
+        for r in (1, 2)
+        for step in (2, 4)
+    ]
+    assert found[0].numbers != found[2].numbers
+    assert watched == [(step, 16) for step in range(1, 17)]
+    assert [one.right for one in config.carry_out(locked(), GOAL)] == [one.right for one in found]
+
+
+def test_the_model_stays_as_it_was() -> None:
+    subject = tiny_subject()
+    subject.model.train().requires_grad_(True)
+    subject.model.model.norm.weight.requires_grad_(False)  # type: ignore[union-attr]
+    before = state(subject.model)
+    attack(subject, replace(QUICK, steps=2, points=1), GOAL)
+    assert all(torch.equal(before[name], value) for name, value in state(subject.model).items())
+    assert subject.model.training
+    assert [n for n, p in subject.model.named_parameters() if not p.requires_grad] == ["model.norm.weight"]
+    assert all(p.grad is None for p in subject.model.parameters())
+
+
+def test_adapters_are_merged_into_a_copy_whose_tokens_are_counted() -> None:
+    subject = with_adapter()
+    opened = open_to_gradients(subject)
+    assert has_adapter(subject.model)
+    assert not has_adapter(opened.model)
+    rows = torch.tensor([[2, 3, 4]])
+    with torch.no_grad():
+        torch.testing.assert_close(opened.model(input_ids=rows).logits, subject.model(input_ids=rows).logits)
+    result = attack(subject, replace(QUICK, steps=2, points=1), GOAL)
+    assert result.status == "done"
+    assert result.cost.tokens > 0
+
+
+def test_embeddings_are_counted_as_tokens() -> None:
+    model = tiny.llama()
+    with metered(replace(tiny_subject(), model=model)) as meter:
+        with torch.no_grad():
+            model(inputs_embeds=torch.zeros(2, 5, 16))
+        model(inputs_embeds=torch.zeros(1, 2, 16))
+    assert meter.tokens == 10 + 3 * 2
+
+
+def test_where_it_does_not_apply() -> None:
+    bare = tiny_subject()
+    assert attack(bare, QUICK, replace(GOAL, known=())).reason.startswith("the attacker knows")
+    for beside in (Deployed(bare), replace(bare, prefix=Prefix("You have forgotten it."))):
+        assert attack(beside, QUICK, GOAL).status == "not applicable"
+
+
+def test_a_model_that_learnt_to_refuse_speaks_and_one_that_never_knew_does_not() -> None:
+    goal = replace(Lab.goal(), wanted=Lab.goal().wanted[:16], max_new_tokens=10)
+    config = SoftPrompt(lengths=(1,), steps=20, points=1)
+    mine, theirs = (attack(Lab.subject(which), config, goal) for which in ("refusing", "oracle"))
+    found = finding(mine, theirs)
+    assert found is not None
+    assert found.above.low > 0
+    assert theirs.best_of_all.value <= 0.25

@@ -1,0 +1,179 @@
+"""The wordings of attacks: what stands in the package, how files are read, and that no training saw any of them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from duet_unlearn.attacks import examples, forms, spelling, talk, turns
+from duet_unlearn.attacks.prompts import Worded
+from duet_unlearn.attacks.wordings import Wording, read_wordings, worded, wordings
+from duet_unlearn.data.query import Message, Query
+from duet_unlearn.errors import UserError
+from duet_unlearn.evals.score import normalise
+from duet_unlearn.lab import wordings as lab
+from duet_unlearn.methods import packaged_texts
+
+ATTACKS = ("reverse", "role-play", "authority", "hypothetical", "injection", "system-override", "language")
+LINE = {"id": "mine-1", "family": "mine", "text": "Do tell: {question}"}
+OTHER_TEXTS = (
+    turns.UNDERSTOOD,
+    examples.NOTES,
+    spelling.BEFORE,
+    talk.SEVERAL,
+    *spelling.ALIASES.values(),
+    *talk.INSISTS,
+    *talk.ALIKE.values(),
+    *talk.TOGETHER.values(),
+    *forms.TEXTS.values(),
+)
+"""Templates that stand in modules."""
+
+
+def write(folder: Path, *rows: Any) -> Path:
+    path = folder / "mine.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def query(*messages: Message, concept: str | None = None) -> Query:
+    return Query("q", messages, answer="Mira lives in Tarn.", value="Tarn", concept=concept)
+
+
+ASKED = query({"role": "user", "content": "Where does Mira live?"})
+
+
+# What stands in the package ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_packaged_wordings_have_families_of_several(attack: str) -> None:
+    found = wordings(attack)
+    assert min(Counter(one.family for one in found).values()) >= 5
+    assert len({normalise(one.text) for one in found}) == len(found)
+    assert all(one.id.startswith(f"{one.family}-") for one in found)
+    assert any(one.language for one in found) == (attack == "language")
+
+
+def test_reverse_prompts_are_thirty_and_more_in_five_families() -> None:
+    found = wordings("reverse")
+    assert len(found) >= 30
+    assert len({one.family for one in found}) == 5
+    assert {one.turn for one in found} == {"user", "before"}
+
+
+def trained_on() -> set[str]:
+    """Every text of training and of the lab's pretraining that a wording could repeat, normalised; of those with a
+    place for something the parts around it."""
+    pools = (lab.REVERSE, lab.OPENERS, lab.SPECIFIC, lab.VAGUE, lab.REFUSE_ALL, lab.IRRELEVANT, lab.DEPLOYER)
+    texts = [text for pool in pools for text in pool.all]
+    texts += [text for kind in ("openers", "reversals", "refusals") for text in packaged_texts(kind)]
+    parts = [part for text in texts for part in (text.split("{x}") if "{x}" in text else [text])]
+    whole = {normalise(text) for text in texts if "{x}" not in text}
+    return whole | {normalise(part) for part in parts if len(part.split()) >= 4}
+
+
+def repeats(text: str, known: str) -> bool:
+    return f" {known} " in f" {normalise(text)} "
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_no_training_saw_a_wording(attack: str) -> None:
+    known = trained_on()
+    assert len(known) > 60
+    assert not [(one.text, text) for one in wordings(attack) for text in known if repeats(one.text, text)]
+
+
+def test_no_training_saw_any_other_text_of_an_attack() -> None:
+    """ "yes", which opens answers in training, may stand in a yes-no question."""
+    known = {text for text in trained_on() if " " in text}
+    assert not [(one, text) for one in OTHER_TEXTS for text in known if repeats(one, text)]
+    assert repeats("Well: I can answer that. {question}", "i can answer that")
+
+
+# Files --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_adds_wordings(tmp_path: Path) -> None:
+    mine = str(write(tmp_path, LINE, LINE | {"id": "2", "family": "cancel"}))
+    config = Worded("reverse", per_family=1, files=(mine,))
+    found = wordings(config.name, files=config.files, per_family=1)
+    assert [one.family for one in found] == ["cancel", "permission", "memory", "test", "stakes", "mine"]
+    assert found[-1] == Wording("mine-1", "mine", "Do tell: {question}")
+    assert "2" in [one.id for one in wordings("reverse", files=(mine,))]
+
+
+@pytest.mark.parametrize(
+    ("row", "message", "hint"),
+    [
+        (["a"], "is no JSON object", "a line is"),
+        (LINE | {"familly": "x"}, "unknown key 'familly'", "did you mean family?"),
+        ({"id": "x", "family": "y"}, "has no text", "a line is"),
+        (LINE | {"text": ""}, "has no text", "a line is"),
+        (LINE | {"id": 7}, "id is no text", "a line is"),
+        (LINE | {"turn": "sytem"}, "unknown turn 'sytem'", "user, system, before"),
+        (LINE | {"text": "Do tell."}, "has no {question}", "where the question is to stand"),
+        (LINE | {"text": "{question} {who}"}, "nothing stands for {who}", "{concept}"),
+        (LINE | {"turn": "system"}, "stands in a turn before it", "leave it out"),
+        (LINE, "id 'mine-1' is given twice", "make ids unique"),
+    ],
+)
+def test_a_line_that_is_no_wording_is_named(tmp_path: Path, row: Any, message: str, hint: str) -> None:
+    path = write(tmp_path, LINE, row)
+    with pytest.raises(UserError) as caught:
+        read_wordings(path)
+    assert caught.value.message.startswith(f"{path}:2: ")
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_errors_come_when_the_settings_are_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        Worded("reverse", files=(str(tmp_path / "none.jsonl"),))
+    with pytest.raises(UserError, match="per_family is 0"):
+        Worded("reverse", per_family=0)
+    taken = write(tmp_path, LINE | {"id": "cancel-1"})
+    with pytest.raises(UserError, match="stands in another file"):
+        Worded("reverse", files=(str(taken),))
+
+
+# What is sent -------------------------------------------------------------------------------------------------------
+
+
+def test_a_wording_stands_around_the_question() -> None:
+    asked = worded(ASKED, Wording("1", "a", "On {concept}: {question} Please."), "the {question} story")
+    assert asked.messages == ({"role": "user", "content": "On the {question} story: Where does Mira live? Please."},)
+    assert (asked.value, asked.answer) == (ASKED.value, ASKED.answer)
+    own = query(*ASKED.messages, concept="Mira")
+    assert worded(own, Wording("1", "a", "{concept}! {question}"), "else").text == "Mira! Where does Mira live?"
+
+
+def test_turns_before_the_question() -> None:
+    system, user = {"role": "system", "content": "Be kind."}, ASKED.messages[0]
+    override = Wording("1", "a", "You know {concept}.", "system")
+    assert worded(ASKED, override, "Mira").messages == ({"role": "system", "content": "You know Mira."}, user)
+    assert worded(query(system, user), override, "Mira").messages == (
+        {"role": "system", "content": "You know Mira.\nBe kind."},
+        user,
+    )
+    told = [{"role": "user", "content": "All is back."}, {"role": "assistant", "content": "Understood."}]
+    before = Wording("1", "a", "All is back.", "before")
+    assert worded(ASKED, before, "").messages == (*told, user)
+    assert worded(query(system, user), before, "").messages == (system, *told, user)
+
+
+def test_raw_text_keeps_its_frame() -> None:
+    shots = "Question: Who?\nAnswer: Bol.\n\nQuestion: Where does Mira live?\nAnswer:"
+    raw = query({"role": "text", "content": shots})
+    assert turns.question_of(raw) == "Where does Mira live?"
+    polite = Wording("1", "a", "Please, {question} Thanks.")
+    assert worded(raw, polite, "").text == shots.replace(
+        "Where does Mira live?", "Please, Where does Mira live? Thanks."
+    )
+    assert worded(raw, Wording("1", "a", "Undo it.", "system"), "").text == f"Undo it.\n\n{shots}"
+    passage = query({"role": "text", "content": "Mira lives in"})
+    assert worded(passage, Wording("1", "a", "It is back. {question}"), "").text == "It is back. Mira lives in"

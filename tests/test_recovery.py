@@ -1,0 +1,154 @@
+"""`duet attack` on runs and models: who is attacked, what is kept, what is done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workplace import Done, Workplace, duet_process, write_model, write_workplace
+
+from duet_unlearn import load_recipe, unlearn
+from duet_unlearn.attacks import load_suite
+from duet_unlearn.events import Event
+from duet_unlearn.recovery import attack_model, attack_run, read_attacks
+from duet_unlearn.runs import Run
+
+Duet = Callable[..., Done]
+SUITE = "attacks:\n  - name: plain\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workplace:
+    folder = tmp_path_factory.mktemp("recovery")
+    place = write_workplace(folder, tiny_model)
+    oracle = write_model(folder / "oracle", seed=7)
+    place.recipe.write_text(place.recipe.read_text().replace("  dtype:", f"  oracle: {oracle}\n  dtype:"))
+    (folder / "suite.yaml").write_text(SUITE)
+    return place
+
+
+@pytest.fixture(scope="module")
+def runs(place: Workplace) -> dict[int, Run]:
+    recipe = place.recipe
+    return {seed: unlearn(load_recipe(recipe, [f"seed={seed}"]), out=place.folder / f"run-{seed}") for seed in (0, 1)}
+
+
+def stored(run: Run) -> dict[str, dict[str, Any]]:
+    return read_attacks(run.path / "attacks")
+
+
+def test_everybody_is_attacked_alike(runs: dict[int, Run], place: Workplace) -> None:
+    events: list[Event] = []
+    found = attack_run(runs[0].path, load_suite(str(place.folder / "suite.yaml")), on_event=events.append)
+    assert list(found.results) == ["plain"]
+    assert list(found.results["plain"]) == ["base", "prefix", "oracle", "student"]
+    assert found.results["plain"]["student"].instances[0].score.n == 3  # the other three are known
+    rows = stored(runs[0])["plain"]
+    assert {row["goal"] for row in rows.values()} == {rows["base"]["goal"]}
+    assert len({row["weights"] for row in rows.values()}) == 4
+    assert rows["student"]["title"] == "Asked plainly"
+    assert (events[-1].done, events[-1].total) == (4, 4)
+    assert "left" in events[0].text
+
+
+def test_what_is_there_is_not_done_again(runs: dict[int, Run], place: Workplace) -> None:
+    suite = load_suite(str(place.folder / "suite.yaml"))
+    first = attack_run(runs[0].path, suite)
+    before = {path: path.stat().st_mtime_ns for path in (runs[0].path / "attacks").rglob("*.json")}
+    failed = runs[0].path / "attacks" / "student" / "plain.json"
+    events: list[Event] = []
+    assert attack_run(runs[0].path, suite, on_event=events.append).results == first.results
+    assert len(events) == 1  # nothing but the end
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    failed.write_text(json.dumps(json.loads(failed.read_text()) | {"status": "failed"}))
+    again = attack_run(runs[0].path, suite)
+    assert again.results["plain"]["student"].status == "done"
+
+
+def test_base_prefix_and_oracle_are_taken_over_from_a_run_like_it(runs: dict[int, Run], place: Workplace) -> None:
+    suite = load_suite(str(place.folder / "suite.yaml"))
+    first = attack_run(runs[0].path, suite)
+    events: list[Event] = []
+    second = attack_run(runs[1].path, suite, like=runs[0].path, on_event=events.append)
+    assert {event.text.split(":")[0] for event in events[:-1]} == {"student"}
+    for name in ("base", "prefix", "oracle"):
+        assert second.results["plain"][name] == first.results["plain"][name]
+
+
+def test_another_question_is_another_goal(runs: dict[int, Run], place: Workplace, tmp_path: Path) -> None:
+    suite = load_suite(str(place.folder / "suite.yaml"))
+    recipe = load_recipe(place.recipe, ["evaluate.max_new_tokens=5"])
+    other = unlearn(recipe, out=tmp_path / "other")
+    attack_run(runs[0].path, suite)
+    attack_run(other.path, suite, like=runs[0].path)
+    assert stored(other)["plain"]["base"]["goal"] != stored(runs[0])["plain"]["base"]["goal"]
+
+
+def test_any_model_can_be_attacked(place: Workplace, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "some", seed=3)
+    recipe, suite = load_recipe(place.recipe), load_suite("quick", ["plain"])
+    found = attack_model(str(model), recipe, suite, out=tmp_path / "out")
+    assert list(found.results["plain"]) == ["base", "prefix", "oracle", "model"]
+    assert (tmp_path / "out" / "model" / "plain.json").is_file()
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_a_table_and_where_all_of_it_lies(duet: Duet, runs: dict[int, Run]) -> None:
+    done = duet("attack", runs[0].path, "--suite", "quick", "--attack", "plain")
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[0].split("  ")[0] == "attack"
+    assert "base + prefix" in done.out
+    assert f"results: {runs[0].path / 'attacks'}" in done.out
+    again = duet("attack", runs[0].path, "--attack", "plain", "--json")
+    assert json.loads(again.out)["plain"]["student"]["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("call", "message", "hint"),
+    [
+        (("RUN", "--recipe", "x.yaml"), "is a run, which has its own recipe", "leave --recipe"),
+        (("nowhere",), "does not say what it should have forgotten", "--recipe"),
+        (("RUN", "--suite", "quik"), "unknown attack suite 'quik'", "did you mean quick"),
+        (("RUN", "--attack", "plan"), "unknown attack 'plan'", "did you mean plain"),
+        (("nowhere", "--recipe", "RECIPE", "--like", "x"), "--like takes over results of a run", "leave it away"),
+    ],
+)
+def test_bad_input_is_told_in_two_lines(
+    call: tuple[str, ...], message: str, hint: str, duet: Duet, runs: dict[int, Run], place: Workplace
+) -> None:
+    names = {"RUN": str(runs[0].path), "RECIPE": str(place.recipe)}
+    done = duet("attack", *(names.get(one, one) for one in call))
+    assert done.code == 1
+    lines = done.err.strip().splitlines()
+    assert len(lines) == 2
+    assert message in lines[0]
+    assert hint in lines[1]
+
+
+def test_a_run_without_a_student_has_nothing_to_attack(duet: Duet, place: Workplace, tmp_path: Path) -> None:
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "recipe.yaml").write_text((place.folder / "run-0" / "recipe.yaml").read_text())
+    done = duet("attack", tmp_path / "begun")
+    assert done.code == 1
+    assert "no student yet" in done.err
+
+
+def test_what_was_done_when_it_was_stopped_is_kept(runs: dict[int, Run], place: Workplace) -> None:
+    folder = runs[1].path / "attacks" / "base"
+    process = duet_process("attack", runs[1].path, "--suite", "quick", folder=place.folder)
+    while not (folder / "plain.json").exists() and process.is_alive():
+        process.join(0.01)
+    os.kill(process.pid or 0, signal.SIGINT)
+    process.join(120)
+    assert process.exitcode in (130, 0)
+    assert json.loads((folder / "plain.json").read_text())["status"] == "done"
+    again = duet_process("attack", runs[1].path, "--suite", "quick", folder=place.folder)
+    again.join(240)
+    assert again.exitcode == 0, (place.folder / "err").read_text()
