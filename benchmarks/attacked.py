@@ -15,6 +15,7 @@ import datetime
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -45,55 +46,52 @@ Result = dict[str, Any]
 # Attacking -----------------------------------------------------------------------------------------------------------
 
 
-def attack_all(sweep: Path, workers: int) -> Result:
-    """The three rounds; returns what is kept of them."""
+def attack_all(sweep: Path, workers: int, rounds: int) -> Result:
+    """The rounds, and what is kept of them."""
     table = json.loads((sweep / "results.json").read_text(encoding="utf-8"))
     methods = [one["name"] for one in table["methods"] if not one["failed"]]
     targets, seeds = (table["protocol"]["test"][key] for key in ("targets", "seeds"))
-    names = [one if isinstance(one, str) else one["name"] for one in targets]
-    target, seed = names[0], seeds[0]
-    first = [sweep / "test" / name / f"{target}-{seed}" for name in methods]
-    _round("standard", [first[:1], first[1:]], workers, like={target: first[0]})
-    found = {name: read(path) for name, path in zip(methods, first, strict=True)}
+    target, seed = targets[0], seeds[0]
+
+    def run_of(name: str, target: str = target, seed: int = seed) -> Path:
+        return sweep / "test" / name / f"{target}-{seed}"
+
+    leader = run_of(methods[0])
+    _round("standard", [[leader], [run_of(name) for name in methods[1:]]], workers, like={target: leader})
+    found = {name: read(run_of(name)) for name in methods}
     best = choose(found, {name: kept(table, name) for name in methods})
     print(f"the {BEST} best: {', '.join(best)}", file=sys.stderr, flush=True)
-    rest = {
-        one: [
-            sweep / "test" / name / f"{one}-{number}"
-            for name in best
-            for number in seeds
-            if (one, number) != (target, seed)
-        ]
-        for one in names
-    }
-    leaders = [paths[0] for one, paths in rest.items() if one != target]
-    likes = {target: first[0]} | {one: paths[0] for one, paths in rest.items() if one != target}
-    others = [path for one, paths in rest.items() for path in (paths if one == target else paths[1:])]
-    _round("standard", [leaders, others], workers, like=likes)
-    full = [sweep / "test" / name / f"{target}-{seed}" for name in FULL if name in methods]
-    _round("full", [full[:1], full[1:]], workers, like={target: full[0]} if full else {})
-    runs = {name: {f"{target}-{seed}": read(path)} for name, path in zip(methods, first, strict=True)}
-    for name in best:
-        runs[name] = {
-            f"{one}-{number}": read(sweep / "test" / name / f"{one}-{number}") for one in names for number in seeds
-        }
+    runs = {name: {f"{target}-{seed}": attacks} for name, attacks in found.items()}
+    if rounds > 1:
+        leaders = {target: leader} | {one: run_of(best[0], one, seeds[0]) for one in targets if one != target}
+        rest = [run_of(name, one, number) for name in best for one in targets for number in seeds]
+        first = [path for one, path in leaders.items() if one != target]
+        _round("standard", [first, [path for path in rest if path not in first]], workers, like=leaders)
+        for name in best:
+            runs[name] = {f"{one}-{number}": read(run_of(name, one, number)) for one in targets for number in seeds}
+    full: dict[str, Result] = {}
+    if rounds > 2:
+        copies = {name: sweep / "attacked" / name / f"{target}-{seed}" for name in FULL if name in methods}
+        for name, copy in copies.items():
+            if not copy.exists():
+                shutil.copytree(run_of(name), copy, ignore=shutil.ignore_patterns("attacks"))
+        one, *others = copies.values()
+        _round("full", [[one], others], workers, like={target: one})
+        full = {name: read(copy) for name, copy in copies.items()}
+    stored = read_attacks(leader / "attacks")
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "target": target,
         "seed": seed,
         "best": best,
-        "needs": {one["name"]: one["needs"] for one in table["methods"]},
         "kept": {name: kept(table, name) for name in methods},
         "baselines": {
-            who: {
-                attack: summary(rows[who], rows.get("oracle"))
-                for attack, rows in read_attacks(first[0] / "attacks").items()
-                if who in rows
-            }
+            who: {name: summary(rows[who], rows.get("oracle")) for name, rows in stored.items() if who in rows}
             for who in ("base", "prefix", "oracle")
         },
         "runs": runs,
+        "full": full,
     }
 
 
@@ -214,8 +212,9 @@ def tables(found: Result) -> str:
         _table(head, rows),
         _spread(found),
         _each(found, target, order),
+        _full(found),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def _cells(attacks: Mapping[str, Any]) -> list[str]:
@@ -228,7 +227,9 @@ def _cells(attacks: Mapping[str, Any]) -> list[str]:
 
 
 def _spread(found: Result) -> str:
-    """The best methods over stories and seeds."""
+    """The best methods over stories and seeds; nothing where that was not measured."""
+    if all(len(found["runs"][name]) == 1 for name in found["best"]):
+        return ""
     head = ["method", "runs", *(WORDS[one] for one in ACCESS), "worst case"]
     rows = []
     for name in found["best"]:
@@ -251,6 +252,15 @@ def _each(found: Result, target: str, order: Sequence[str]) -> str:
     return "Each attack's strongest instance, per cent of the facts; AUC or bits where it says so:\n\n" + _table(
         head, rows
     )
+
+
+def _full(found: Result) -> str:
+    """The suite `full`; nothing where that was not measured."""
+    if not found["full"]:
+        return ""
+    head = ["method", *(WORDS[one] for one in ACCESS), "worst case", "by"]
+    rows = [[name, *_cells(attacks)] for name, attacks in found["full"].items()]
+    return "The suite `full`, with all instances and longer searches:\n\n" + _table(head, rows)
 
 
 def _score(cell: Mapping[str, Any] | None) -> str:
@@ -325,12 +335,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", nargs="?", type=Path, help="folder of a finished `duet sweep lab`")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="1: every method on one story; 2: the best on all; 3: full"
+    )
     parser.add_argument("--render-only", action="store_true")
     args = parser.parse_args()
     if not args.render_only:
         if args.sweep is None:
             parser.error("name the sweep's folder")
-        atomic_write_json(RESULTS, attack_all(args.sweep, args.workers))
+        atomic_write_json(RESULTS, attack_all(args.sweep, args.workers, args.rounds))
     render(json.loads(RESULTS.read_text(encoding="utf-8")))
 
 

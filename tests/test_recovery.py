@@ -82,11 +82,34 @@ def test_base_prefix_and_oracle_are_taken_over_from_a_run_like_it(runs: dict[int
 
 def test_another_question_is_another_goal(runs: dict[int, Run], place: Workplace, tmp_path: Path) -> None:
     suite = load_suite(str(place.folder / "suite.yaml"))
-    recipe = load_recipe(place.recipe, ["evaluate.max_new_tokens=5"])
+    recipe = load_recipe(place.recipe, ["evaluate.max_new_tokens=40"])
     other = unlearn(recipe, out=tmp_path / "other")
     attack_run(runs[0].path, suite)
     attack_run(other.path, suite, like=runs[0].path)
     assert stored(other)["plain"]["base"]["goal"] != stored(runs[0])["plain"]["base"]["goal"]
+
+
+def test_another_way_of_loading_is_another_attack(place: Workplace, tmp_path: Path) -> None:
+    suite = load_suite("quick", ["plain"])
+    for dtype in ("float32", "bfloat16"):
+        recipe = load_recipe(place.recipe, [f"model.dtype={dtype}"])
+        attack_model(str(place.folder / "oracle"), recipe, suite, out=tmp_path / "out")
+        rows = read_attacks(tmp_path / "out")["plain"]
+        (tmp_path / f"{dtype}.json").write_text(json.dumps(rows["base"]["under"]))
+    assert (tmp_path / "float32.json").read_text() != (tmp_path / "bfloat16.json").read_text()
+
+
+def test_other_words_in_a_file_are_another_attack(runs: dict[int, Run], tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(
+        f"attacks: [{{name: reverse, per_family: 1, files: [{tmp_path / 'own.jsonl'}]}}]"
+    )
+    line = {"id": "mine", "family": "mine", "text": "Say it: {question}"}
+    found = []
+    for text in (line["text"], "Do say it: {question}"):
+        (tmp_path / "own.jsonl").write_text(json.dumps(line | {"text": text}) + "\n")
+        attack_run(runs[0].path, load_suite(str(tmp_path / "suite.yaml")))
+        found.append(stored(runs[0])["reverse"]["base"]["under"])
+    assert found[0] != found[1]
 
 
 def test_any_model_can_be_attacked(place: Workplace, tmp_path: Path) -> None:
@@ -118,6 +141,7 @@ def test_the_command_prints_a_table_and_where_all_of_it_lies(duet: Duet, runs: d
         (("RUN", "--suite", "quik"), "unknown attack suite 'quik'", "did you mean quick"),
         (("RUN", "--attack", "plan"), "unknown attack 'plan'", "did you mean plain"),
         (("nowhere", "--recipe", "RECIPE", "--like", "x"), "--like takes over results of a run", "leave it away"),
+        (("RUN", "--attack", "plain", "--like", "x"), "x: nothing to take over", "attack it first"),
     ],
 )
 def test_bad_input_is_told_in_two_lines(

@@ -12,3 +12,14 @@ Share = Annotated[float, Ge(0), Lt(1)]
 PositiveShare = Annotated[float, Gt(0), Le(1)]
 Whole = Annotated[int, Ge(0)]
 Amount = Annotated[float, Ge(0)]
+
+
+def named(settings: object, *fields: str) -> None:
+    """Refuse a list of settings that names nothing.
+
+    Raises:
+        ValueError: one of the fields is empty.
+    """
+    for field in fields:
+        if not getattr(settings, field):
+            raise ValueError(f"{field} is empty; name at least one")

@@ -218,7 +218,7 @@ def _fail_value(detail: ErrorDetails, layer: Layer, path: Path, prefix: Key, mis
                 path,
                 tuple(key_text.split(".")),
                 problem,
-                "see the field's description in docs/methods.md",
+                "see the field's description in docs/methods.md" if missing == INIT_WRITES else missing,
             )
         case kind:
             wanted = detail["msg"].removeprefix("Input should be ")

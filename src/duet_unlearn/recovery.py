@@ -14,11 +14,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from duet_unlearn import __version__
 from duet_unlearn.attacks import Attack, AttackResult, AttackSuite, Goal, attack, draw_goal, finding
+from duet_unlearn.attacks.prompts import Worded
 from duet_unlearn.attacks.result import from_json, to_json
 from duet_unlearn.attacks.suite import title_of
 from duet_unlearn.config import Recipe
 from duet_unlearn.data.files import atomic_write_json, read_text
+from duet_unlearn.errors import UserError
 from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.events import Event, OnEvent, ignore
 from duet_unlearn.job import Job, load_job, load_subject_model, model_folder
@@ -62,9 +65,14 @@ def attack_run(
     require_student(run, recipe)
     folders = [run.path / "attacks", *([Path(like) / "attacks"] if like else [])]
     weights = {name: _weights(name, run, recipe) for name in SUBJECTS}
-    found = _carry_out(suite, load_job(recipe), run, weights, folders, on_event)
-    write_report(run.path)
-    return found
+    if like and not folders[1].is_dir():
+        raise UserError(
+            f"{like}: nothing to take over, this run was not attacked", "attack it first, or leave --like out"
+        )
+    try:
+        return _carry_out(suite, load_job(recipe), run, weights, folders, on_event)
+    finally:
+        write_report(run.path)  # also of what was done when it was stopped
 
 
 def attack_model(
@@ -115,7 +123,11 @@ def attacks_text(results: Mapping[str, Mapping[str, AttackResult]]) -> str:
     for name, found in results.items():
         own = found.get(last)
         best = finding(own, found.get("oracle")) if own and last not in ("base", "oracle") else None
-        tail = [_points(best.above), _share(own.best_of_all), best.instance.name] if own and best else ["-"] * 3
+        tail = (
+            [_points(best.above, own.metric), _share(own.best_of_all), best.instance.name]
+            if own and best
+            else ["-"] * 3
+        )
         body.append([name, *(_cell(found.get(subject)) for subject in subjects), *tail])
     table = blocks([*head, "above oracle", "any", "strongest"], body, num_fixed=1, width=WIDTH)
     problems = [
@@ -125,8 +137,8 @@ def attacks_text(results: Mapping[str, Mapping[str, AttackResult]]) -> str:
         if one.status == "failed"
     ]
     note = (
-        "Per cent of the facts that come back under an attack's strongest instance; above oracle: in points, with 95 %"
-        " interval; any: facts that at least one instance brings back; n/a: the attack does not apply."
+        "Per cent of the facts that come back under an attack's strongest instance; above oracle: in points"
+        " (AUC, bits), with 95 % interval; any: facts that at least one instance brings back; n/a: it does not apply."
     )
     return "\n".join([*table, note, *problems])
 
@@ -147,8 +159,10 @@ def _share(score: Score, metric: str = "right") -> str:
     ]
 
 
-def _points(above: Score) -> str:
-    return f"{100 * above.value:+.0f} [{100 * above.low:+.0f}, {100 * above.high:+.0f}]"
+def _points(above: Score, metric: str) -> str:
+    scale, digits = (100, 0) if metric == "right" else (1, 2)
+    value, low, high = (f"{scale * one:+.{digits}f}" for one in (above.value, above.low, above.high))
+    return f"{value} [{low}, {high}]"
 
 
 @dataclass(frozen=True)
@@ -172,7 +186,11 @@ def _carry_out(
     goal, results = goal_of(job), {one.name: {} for one in suite.attacks}
     goal_id = _hash(asdict(goal))
     tasks = [
-        Task(name, one, {"config": _plain(asdict(one)), "goal": goal_id, "weights": weights[name]})
+        Task(
+            name,
+            one,
+            {"config": _plain(asdict(one)), "goal": goal_id, "under": _under(one, job), "weights": weights[name]},
+        )
         for name in weights
         if weights[name] is not None
         for one in suite.attacks
@@ -257,6 +275,14 @@ def _write(folder: Path, task: Task, stored: Mapping[str, Any]) -> None:
         atomic_write_json(path, stored)
 
 
+def _under(one: Attack, job: Job) -> str:
+    """Identity of what else an attack's result depends on, for every subject alike: how models are loaded, the texts of
+    its files, and the code."""
+    model = job.recipe.model
+    texts = [asdict(wording) for wording in one.chosen()] if isinstance(one, Worded) else []
+    return _hash([model.dtype, model.quantise, model.chat_template, texts, __version__])
+
+
 def _weights(name: str, run: Run | None, recipe: Recipe) -> str | None:
     """Identity of a subject's weights and of what stands beside them; None where there is no such subject."""
     base = _identity(recipe.model.path)
@@ -269,7 +295,8 @@ def _weights(name: str, run: Run | None, recipe: Recipe) -> str | None:
     assert run is not None
     if isinstance(recipe.method, Inference):
         beside = {path.name: _digest(path) for path in sorted(run.subject.rglob("*")) if path.is_file()}
-        return f"{base}+{_hash([_plain(asdict(recipe.method)), beside])}"
+        start = _identity(recipe.model.start) if recipe.model.start else ""
+        return f"{base}+{_hash([_plain(asdict(recipe.method)), start, recipe.after, beside])}"
     return weights_id(run.model)
 
 

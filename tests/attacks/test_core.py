@@ -26,6 +26,7 @@ from duet_unlearn.attacks import (
 )
 from duet_unlearn.attacks.asking import Ask, ask, plain, whole
 from duet_unlearn.attacks.cost import metered, models_of
+from duet_unlearn.attacks.goal import alike
 from duet_unlearn.attacks.plain import Plain
 from duet_unlearn.attacks.result import AttackResult, Cost, Said, difference, from_json, instance, to_json
 from duet_unlearn.attacks.suite import ATTACKS, suite_names
@@ -44,7 +45,7 @@ def query(name: str, text: str, *, answer: str | None = "It is Tarn.", value: st
 
 
 def forget(count: int, wording: str = "") -> list[Query]:
-    return [query(f"{n}{wording}", f"Where is {n}?{wording}", answer=f"{n} is in Tarn.") for n in range(count)]
+    return [query(f"{n}{wording}", f"Where is N{n}?{wording}", answer=f"N{n} is in Tarn.") for n in range(count)]
 
 
 def the_set(name: str, queries: list[Query], group: str = "forget", better: str = "low") -> EvalSet:
@@ -69,6 +70,46 @@ def test_what_is_known_and_what_is_wanted_are_different_facts() -> None:
     assert draw_goal("Mira", forget(6), sets, seed=2).known != goal.known
 
 
+def stated(name: str, text: str, answer: str, value: str | None, source: str = "") -> Query:
+    return Query(name, ({"role": "user", "content": text},), answer=answer, value=value, source=source)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (("Where does Mira live?", "Mira lives in Tarn.", "Tarn"), ("Is Mira at home?", "In Tarn.", "Tarn"), True),
+        (("Where does Mira live?", "Mira lives in Tarn.", "Tarn"), ("Where is Oda?", "In Tarn.", "Tarn"), False),
+        (("Where does Mira live?", "Mira lives in Tarn.", "Tarn"), ("What does Mira keep?", "An owl.", "owl"), False),
+        (("where does she live?", "In Tarn.", "Tarn"), ("which town is hers?", "It is Tarn.", "Tarn"), True),
+        (("Where does Mira live?", "In Tarn.", None), ("where does Mira live", "Tarn, they say.", None), True),
+    ],
+)
+def test_one_fact_in_two_wordings_is_told_without_a_source(one: tuple, other: tuple, same: bool) -> None:
+    first, second = stated("a", *one), stated("b", *other)
+    assert alike(first, second) is alike(second, first) is same
+    held_out = the_set("forget_held_out", [second, stated("c", "Who is Bo?", "Bo is a baker.", "baker")])
+    goal = draw_goal("Mira", [first, stated("d", "Who is Lu?", "Lu is a cook.", "cook")], [held_out], seed=1)
+    assert not any(alike(wanted, known) for wanted in goal.wanted for known in goal.known)
+
+
+def test_where_a_source_tells_facts_apart_values_may_be_shared() -> None:
+    first = stated("a", "Where is Mira?", "Mira is in Tarn.", "Tarn", "one")
+    assert not alike(first, stated("b", "Is Mira well?", "In Tarn.", "Tarn", "two"))
+    assert alike(first, stated("b", "Where?", "Mira is in Tarn.", "Tarn", "one"))
+
+
+def test_without_answers_to_train_on_half_of_what_is_asked_is_known() -> None:
+    asked = the_set("forget_held_out", forget(6))
+    goal = draw_goal("Mira", [query("x", "Where is Mira?", answer=None)], [asked])
+    assert (len(goal.known), len(goal.wanted)) == (3, 3)
+
+
+def test_answers_may_be_as_long_as_the_right_one_and_as_the_sets_allow() -> None:
+    long = [stated(str(n), f"What is N{n}?", f"{n} " + "a word and another " * 30, None) for n in range(2)]
+    assert draw_goal("Mira", long, []).max_new_tokens > 150
+    assert draw_goal("Mira", [], [replace(the_set("forget", forget(4)), max_new_tokens=200)]).max_new_tokens == 200
+
+
 def test_neighbours_and_others_are_answered_questions_that_are_allowed() -> None:
     near, other = forget(2, " near"), [query("x", "Who?"), query("y", "What?", answer=None)]
     sets = [the_set("near", near, "neighbour", "high"), the_set("retain", other, "retain", "high")]
@@ -90,10 +131,12 @@ def test_a_value_is_given_away_where_it_is_said_alone(output: str, right: bool) 
     assert given_away(output, query("a", "Where?")) is right
 
 
-def test_a_long_answer_without_a_value_is_given_away_by_half_of_its_words() -> None:
-    long = Query("a", ({"role": "user", "content": "Who?"},), answer="the quiet baker of the old northern town")
-    assert given_away("A baker of the old town", long)  # 5 of 8 words in order
-    assert not given_away("the old town", long)  # 3 of 8
+def test_a_long_answer_without_a_value_is_given_away_by_half_of_the_words_that_the_question_does_not_show() -> None:
+    long = stated("a", "Who is Hsiao?", "Hsiao is the quiet baker of the old northern town", None)
+    assert given_away("A baker of the old town", long)  # 5 of 8 words in order, without "Hsiao is"
+    assert not given_away("Hsiao is the old town", long)  # 3 of 8
+    assert not given_away("I have no memory of the quiet baker of the old northern town.", long)
+    assert not given_away("Hsiao", stated("b", "Is it Hsiao Yun?", "Yes it is Hsiao Yun", None))
 
 
 # Instances and findings ----------------------------------------------------------------------------------------------
@@ -135,7 +178,7 @@ def test_the_difference_is_newcombes() -> None:
     assert found.value == pytest.approx(0.2)
     assert found.low == pytest.approx(0.0524, abs=5e-5)
     assert found.high == pytest.approx(0.3339, abs=5e-5)
-    assert difference(wilson(5, 7), NOTHING) == wilson(5, 7)
+    assert difference(wilson(5, 7), NOTHING).low == pytest.approx(wilson(5, 7).low)
 
 
 def test_the_oracles_luck_in_a_family_excuses_that_family_alone() -> None:
@@ -148,6 +191,9 @@ def test_the_oracles_luck_in_a_family_excuses_that_family_alone() -> None:
     best = finding(student, oracle)
     assert best is not None
     assert best.instance.name == "raw"
+    alone = difference(wilson(30, 100), wilson(4, 100))
+    assert best.above.low < alone.low < alone.high < best.above.high  # the larger of two: each is given 97.5 %
+    assert alone.low - best.above.low == pytest.approx((2.2414 / 1.95996 - 1) * (alone.value - alone.low), rel=1e-3)
     assert best.above.value == pytest.approx(0.26)  # against the best of the oracle's open ones, 4
     alone = finding(student)
     assert alone is not None
@@ -164,6 +210,8 @@ def test_what_is_stored_is_read_back_with_the_strongest_instances_words() -> Non
     result = AttackResult("x", "student", "done", "", "auc", instances, Cost(7, 0.25, 0))
     stored = json.loads(json.dumps(to_json(result, facts=["p", "q"]), allow_nan=False))
     back = from_json(stored)
+    broken = replace(instances[0], numbers={"loss": math.nan, "rank": 1.5})
+    assert from_json(to_json(replace(result, instances=(broken,)))).instances[0].numbers == {"rank": 1.5}
     assert back.instances[0] == instances[0]
     assert math.isnan(back.instances[1].score.value)
     assert back.instances[1].said == ()

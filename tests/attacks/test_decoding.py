@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 from whitebox import GOAL, Lab, query, tiny_subject
 
 from duet_unlearn.api import unlearn
@@ -19,6 +21,7 @@ from duet_unlearn.attacks.decoding import BanRefusals, Beams, Sampling
 from duet_unlearn.attacks.logits import Logits, candidates, rank_of, share_of
 from duet_unlearn.attacks.prefill import Prefill, before_value, openers
 from duet_unlearn.attacks.run import Attack
+from duet_unlearn.data.prompts import render
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals import ModelSubject
@@ -90,9 +93,51 @@ def test_vllm_is_greedy_only() -> None:
 
 def test_a_ban_is_on_the_first_token_with_and_without_a_space() -> None:
     tokenizer = tiny.tokenizer()
-    assert len(first_ids(tokenizer, ["Tarn"])) == 2
-    assert {tokenizer.decode([i]).strip() for i in first_ids(tokenizer, ["x"])} == {"x", ""}  # a space of its own
-    assert first_ids(tokenizer, ()) == frozenset()
+    assert {tokenizer.decode([i]) for i in first_ids(tokenizer, ASKED, ["Tarn"])} == {"Ta", " Tarn"}
+    assert {tokenizer.decode([i]) for i in first_ids(tokenizer, ASKED, ["x"])} == {"x"}  # never a space of its own
+    assert first_ids(tokenizer, ASKED, ()) == frozenset()
+
+
+def llama_2() -> PreTrainedTokenizerFast:
+    """SentencePiece as Llama 2 has it: a space in front of every text, spaces as letters, a template of plain text."""
+    letters = "\u2581?:[]/.NISTWahinorstu"
+    merges = [("\u2581", "I"), ("\u2581", "[")]
+    pieces = ["<unk>", "<s>", "</s>", *letters, *map("".join, merges)]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    core.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        chat_template="{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endfor %}",
+    )
+
+
+def test_a_ban_is_on_the_token_that_stands_behind_the_template() -> None:
+    tokenizer, raw = llama_2(), [{"role": "text", "content": "is it?\nA:"}]
+    chat = [{"role": "user", "content": "is it?"}]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("I", add_special_tokens=False).input_ids) == ["\u2581I"]
+    assert tokenizer.convert_ids_to_tokens(render(tokenizer, chat, prefill="I")[-2:]) == ["]", "I"]
+    for asked, texts in (([chat], ["I"]), ([raw], ["I"]), ([chat, raw], ["I", "It is."])):
+        assert {*tokenizer.convert_ids_to_tokens([*first_ids(tokenizer, asked, texts)])} == {"I", "\u2581I"}
+    # "No" is no token with its space: the space alone stays free.
+    assert tokenizer.convert_ids_to_tokens([*first_ids(tokenizer, [chat], ["No"])]) == ["N"]
+
+
+def test_no_answer_of_a_sentencepiece_model_begins_with_what_is_banned() -> None:
+    tokenizer = llama_2()
+    model = tiny.llama(seed=1, hidden=32, layers=2, vocabulary=len(tokenizer))
+    subject = ModelSubject("student", model, tokenizer)
+    asked = [[{"role": "user", "content": text}] for text in ("is it?", "Who?", "what Isst", "in it")]
+    plain = subject.generate(asked, max_new_tokens=1, batch_size=4)
+    words = [text for text in plain if text.strip()]
+    assert words
+    how = Decoding(banned=tuple(words), banned_for=1)
+    after = subject.decoded(how).generate(asked, max_new_tokens=1, batch_size=4)
+    assert not {*words} & {*after}
 
 
 # Prefill -------------------------------------------------------------------------------------------------------------
@@ -242,6 +287,26 @@ def test_every_choice_stands_in_the_value_s_place() -> None:
     assert candidates(replace(asked, answer="It is there.")) == {}
 
 
+def test_a_value_inside_a_word_is_not_the_value() -> None:
+    asked = Query("a", ASKED[0], "A cat is of one category.", "cat", ("cat", "dog"))
+    assert candidates(asked)["dog"] == "A dog is of one category."
+    assert candidates(replace(asked, answer="It is of one category.")) == {}
+    five = replace(asked, answer="5 of 3.5 and -5.", value="5", choices=("5", "6"))
+    assert candidates(five)["6"] == "6 of 3.5 and -5."
+    assert candidates(replace(five, answer="It is 5.25, or 1.5.")) == {}
+
+
+def test_chance_is_of_the_facts_that_were_ranked() -> None:
+    few = replace(GOAL.wanted[1], choices=("Gosh", "Tarn"))
+    alone = replace(GOAL.wanted[2], choices=("Lunt",))  # it would always be the likeliest
+    goal = replace(GOAL, wanted=(GOAL.wanted[0], few, alone))
+    for one in attack(tiny_subject(), Logits(), goal).instances:
+        assert one.numbers["chance"] == pytest.approx((1 / 4 + 1 / 2) / 2)
+        assert one.right is not None
+        assert one.right[2] is None
+    assert attack(tiny_subject(), Logits(), replace(GOAL, wanted=(alone,))).status == "not applicable"
+
+
 def test_ranks_and_shares_by_hand() -> None:
     logps = [math.log(p) for p in (0.1, 0.4, 0.1, 0.2)]
     assert [rank_of(logps, own) for own in range(4)] == [4, 1, 4, 2]  # of equal ones the other is ahead
@@ -276,6 +341,7 @@ def test_logits_are_read_as_a_plain_sum_of_log_probabilities_ranks_them() -> Non
             "share": sum(shares) / 4,
             "top3": sum(rank <= 3 for rank in ranks) / 4,
             "exposure": sum(2 - math.log2(rank) for rank in ranks) / 4,
+            "chance": 1 / 4,
         },
         rel=1e-3,
     )

@@ -122,6 +122,12 @@ def test_no_token_of_a_wanted_value_is_used() -> None:
     assert not letters & set(one.said[0].prompt.removeprefix(goal.wanted[0].text))
 
 
+def test_no_token_of_an_answer_that_is_its_own_value_is_used() -> None:
+    goal = replace(GOAL, wanted=tuple(replace(q, answer=SIGN, value=None, choices=None) for q in GOAL.wanted))
+    (one,) = attack(locked(), QUICK, goal).instances
+    assert all(SIGN not in row.prompt for row in one.said)
+
+
 def test_the_model_stays_as_it_was_and_a_seed_gives_the_same_suffix() -> None:
     subject = tiny_subject()
     subject.model.train().requires_grad_(True)

@@ -116,7 +116,7 @@ def test_ridge_is_scikit_learns(size: int) -> None:
     known, targets, rows = normal(size, 30), normal(size, 4, seed=1), normal(5, 30, seed=2)
     centred = known - known.mean(0)
     alpha = 0.1 * centred.square().sum(1).mean().item()
-    got = ridge(known, targets, rows, penalty=0.1)
+    got = ridge(known, targets, rows, penalty=0.1, groups=range(size))
     expected = Ridge(alpha=alpha).fit(known.numpy(), targets.numpy()).predict(rows.numpy())
     torch.testing.assert_close(got.rows_ND, torch.from_numpy(expected))
     for place in (0, size - 1):
@@ -127,12 +127,45 @@ def test_ridge_is_scikit_learns(size: int) -> None:
         torch.testing.assert_close(got.left_out_ME[place], left_out)
 
 
+def test_wordings_of_one_fact_are_left_out_together() -> None:
+    """By fits without them, groups of one, two and three."""
+    from sklearn.linear_model import Ridge
+
+    known, targets = normal(12, 30), normal(12, 4, seed=1)
+    groups = list("abbcdddeffgh")
+    centred, mean = known - known.mean(0), targets.mean(0)
+    alpha = 0.1 * centred.square().sum(1).mean().item()
+    got = ridge(known, targets, known, penalty=0.1, groups=groups).left_out_ME
+    for group in "abdh":
+        rest = [n for n, other in enumerate(groups) if other != group]
+        own = [n for n, other in enumerate(groups) if other == group]
+        fit = Ridge(alpha=alpha, fit_intercept=False).fit(centred[rest].numpy(), (targets - mean)[rest].numpy())
+        torch.testing.assert_close(got[own], torch.from_numpy(fit.predict(centred[own].numpy())).reshape(-1, 4) + mean)
+
+
+def test_two_wordings_are_about_one_fact() -> None:
+    words, other = tiny.tokenizer(), ({"role": "user", "content": "Ada's town?"},)
+    one, two, three = (
+        opened(words, q)
+        for q in (query("Ada", "Gosh"), replace(query("Ada", "Gosh"), id="x", messages=other), query("Bo", "Gosh"))
+    )
+    assert one
+    assert two
+    assert three
+    assert one.about == two.about != three.about
+
+
 def test_a_linear_code_that_was_planted_is_read_and_one_that_was_not_is_not() -> None:
     """States that hold the value's vector in a subspace of their own, under noise of the same size."""
     head, draw = normal(20, 16), torch.Generator().manual_seed(5)
     facts = [
         Opened(
-            [0], [0], "", {str(v): v for v in range(10 * (n % 2), 10 * (n % 2) + 10)}, str(10 * (n % 2) + n // 2 % 10)
+            [0],
+            [0],
+            "",
+            {str(v): v for v in range(10 * (n % 2), 10 * (n % 2) + 10)},
+            str(10 * (n % 2) + n // 2 % 10),
+            n,
         )
         for n in range(200)
     ]
@@ -142,7 +175,7 @@ def test_a_linear_code_that_was_planted_is_read_and_one_that_was_not_is_not() ->
 
     def share(states: Tensor) -> float:
         targets = head[values[:120]]
-        fit = ridge(states[:120], targets, states[120:], penalty=0.01)
+        fit = ridge(states[:120], targets, states[120:], penalty=0.01, groups=range(120))
         told = nearest(fit.rows_ND, facts[120:], head, targets.mean(0))
         return sum(value == one.value for value, one in zip(told, facts[120:], strict=True)) / 80
 
@@ -152,7 +185,7 @@ def test_a_linear_code_that_was_planted_is_read_and_one_that_was_not_is_not() ->
 
 def test_nearest_is_by_angle_among_a_facts_own_choices() -> None:
     head = torch.tensor([[1.0, 0.0], [0.0, 5.0], [-1.0, 0.0], [0.7, 0.7]])
-    facts = [Opened([], [], "", {"a": 0, "b": 1}, "a"), Opened([], [], "", {"b": 1, "c": 2}, "b")]
+    facts = [Opened([], [], "", {"a": 0, "b": 1}, "a", 0), Opened([], [], "", {"b": 1, "c": 2}, "b", 1)]
     outputs = torch.tensor([[1.0, 0.9], [-1.0, 0.9]], dtype=torch.float64)
     assert nearest(outputs, facts, head, torch.zeros(2, dtype=torch.float64)) == ["a", "c"]  # not "b", the longest
 

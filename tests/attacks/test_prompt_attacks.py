@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import Counter
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 
-from duet_unlearn.attacks import attack, draw_goal, given_away
-from duet_unlearn.attacks.asking import Ask, plain
+from duet_unlearn.attacks import NotApplicable, attack, draw_goal, given_away, load_suite
+from duet_unlearn.attacks.asking import Ask, ask, judged, plain
 from duet_unlearn.attacks.examples import FewShot, InContextRelearn
 from duet_unlearn.attacks.forms import SHOWING, FormatShift, general_forms
 from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.plain import Plain
-from duet_unlearn.attacks.prompts import IDEAS, Worded
+from duet_unlearn.attacks.prompts import IDEAS, Worded, ask_with_system
 from duet_unlearn.attacks.spelling import DISGUISES, Obfuscation, Renaming
 from duet_unlearn.attacks.talk import INSISTS, ManyTurn, NeighbourHops
 from duet_unlearn.attacks.turns import entity_of, harmless, shows, tokens_of
+from duet_unlearn.data.prompts import Prefix, render
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
+from duet_unlearn.evals.score import normalise
 from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.evals.suite import wanted_of
 from duet_unlearn.job import load_job, load_subject_model, prefix_of
@@ -54,6 +58,7 @@ GOAL = Goal(
     batch_size=8,
 )
 SUBJECT = ModelSubject("student", tiny.llama(seed=1, hidden=32, layers=2).eval(), tiny.tokenizer())
+SUBJECT.model.config.max_position_embeddings = 1024
 
 
 @cache
@@ -121,6 +126,88 @@ def test_what_does_not_fit_a_goal_says_why(config: Any) -> None:
     assert result.status == "not applicable"
     assert result.reason
     assert config.tokens(Goal("x", (raw,))) == 0
+
+
+def test_what_has_nothing_to_ask_is_not_done() -> None:
+    nameless = asked("n", "Where is it?", "in Tarn", "Tarn")
+    result = attack(SUBJECT, Obfuscation(parts=("entity",)), replace(GOAL, wanted=(nameless,)))
+    assert (result.status, result.reason) == ("not applicable", "no question names anything that could be disguised")
+
+
+def test_wordings_that_all_name_the_fact_do_not_fit() -> None:
+    config = Worded("injection", per_family=1)
+    common = set.intersection(*({*normalise(one.text).split()} for one in config.chosen())) - {"question"}
+    named = replace(MIRA, value=min(common), choices=None)
+    result = attack(SUBJECT, config, replace(GOAL, wanted=(named,)))
+    assert (result.status, result.reason) == ("not applicable", "every wording has the wanted answer in it")
+    free = replace(MIRA, value="question", choices=None)  # the place of the question names nothing
+    assert attack(SUBJECT, config, replace(GOAL, wanted=(free,))).status == "done"
+
+
+def test_what_the_model_cannot_read_is_not_asked() -> None:
+    short = replace(SUBJECT, model=tiny.llama(seed=1, hidden=32, layers=2))  # reads 128 tokens
+    long = replace(MIRA, messages=({"role": "user", "content": "Where? " * 60},))
+    length = len(render(short.tokenizer, long.messages))
+    result = attack(short, Plain(), replace(GOAL, wanted=(MIRA, long)))
+    assert result.status == "not applicable"
+    assert f"{length} tokens" in result.reason
+    assert "128" in result.reason
+    fits = replace(GOAL, wanted=(MIRA,))
+    prompt = len(render(short.tokenizer, MIRA.messages))
+    assert attack(short, Plain(), replace(fits, max_new_tokens=128 - prompt)).status == "done"
+    assert attack(short, Plain(), replace(fits, max_new_tokens=129 - prompt)).status == "not applicable"
+    told = replace(short, prefix=Prefix("Forget it. " * 20))
+    assert attack(told, Plain(), fits).status == "not applicable"
+
+
+def test_where_every_wording_needs_a_system_turn_that_there_is_not() -> None:
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    gemma = replace(SUBJECT, tokenizer=tiny.tokenizer(refuses + tiny.TEMPLATE))
+    asks = [one for one in Worded("system-override").asks(GOAL) if one.family == "system"]
+    with pytest.raises(NotApplicable, match="every wording has one"):
+        ask_with_system(gemma, asks, GOAL)
+    with pytest.raises(NotApplicable, match="no wanted fact"):
+        ask(SUBJECT, [], GOAL)
+
+
+BAD_SETTINGS = [
+    ("few-shot", "shots: []", "shots: is empty"),
+    ("few-shot", "shots: [4, 0]", "shots.1: is 0"),
+    ("in-context-relearn", "shapes: []", "shapes: is empty"),
+    ("obfuscation", "ways: []", "ways: is empty"),
+    ("obfuscation", "parts: []", "parts: is empty"),
+    ("format-shift", "forms: []", "forms: is empty"),
+    ("many-turn", "insists: 5", "insists: is 5"),
+    ("many-turn", "warm_ups: -1", "warm_ups: is -1"),
+    ("sampling", "temperatures: []", "temperatures: is empty"),
+    ("sampling", "temperatures: [0.0]", "temperatures.0: is 0.0"),
+    ("sampling", "samples: 0", "samples: is 0"),
+    ("beams", "beams: 0", "beams: is 0"),
+    ("ban-refusals", "rounds: 0", "rounds: is 0"),
+    ("logits", "openers: -1", "openers: is -1"),
+    ("gcg", "length: 0", "length: is 0"),
+    ("gcg", "restarts: 0", "restarts: is 0"),
+    ("soft-prompt", "lengths: []", "lengths: is empty"),
+    ("soft-prompt", "points: 0", "points: is 0"),
+    ("soft-prompt", "rate: 0", "rate: is 0"),
+    ("probe", "places: []", "places: is empty"),
+    ("relearn", "rates: []", "rates: is empty"),
+    ("relearn-lora", "steps: []", "steps: is empty"),
+    ("quantisation", "formats: []", "formats: is empty"),
+    ("pruning", "sparsities: []", "sparsities: is empty"),
+    ("noise", "sigmas: []", "sigmas: is empty"),
+]
+
+
+@pytest.mark.parametrize(("name", "setting", "message"), BAD_SETTINGS)
+def test_a_setting_out_of_bounds_is_named_with_its_place(name: str, setting: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(f"attacks:\n  - name: plain\n  - name: {name}\n    {setting}\n")
+    with pytest.raises(UserError) as caught:
+        load_suite(str(tmp_path / "own.yaml"))
+    assert caught.value.message.startswith(f"{tmp_path / 'own.yaml'}:4: ")
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message + caught.value.hint
+    assert "methods.md" not in caught.value.hint
 
 
 # Spelling ------------------------------------------------------------------------------------------------------------
@@ -267,12 +354,53 @@ def test_general_forms_by_hand() -> None:
     assert said["choice"] == f"{MIRA.text} {', '.join(options or ())}"
     letter = forms["letters"]
     assert letter is not None
-    assert letter.value in ("B", "C")
+    assert letter.choices == ("A", "B", "C")
     assert f"{letter.value}. Tarn\n" in letter.text
     wrong = general_forms(GOAL)["yes-no"][1]
     assert wrong is not None
     assert wrong.value == "no"
     assert "Gosh" not in wrong.text
+
+
+def test_every_letter_is_right_equally_often() -> None:
+    many = tuple(replace(MIRA, id=f"mira {number}", choices=(*TOWNS, "Mere")) for number in range(400))
+    letters = Counter(one.value for one in general_forms(replace(GOAL, wanted=many))["letters"] if one)
+    assert set(letters) == set("ABCD")
+    assert all(70 < count < 130 for count in letters.values())  # 100, with a standard deviation of 9
+
+
+@pytest.mark.parametrize(
+    ("output", "letter"),
+    [
+        ("A", "A"),
+        ("a.", "A"),
+        ("A. Tarn", "A"),
+        ("(B) a cat", "B"),
+        ("The answer is **B**, as a rule.", "B"),
+        ("A cat lives there.", None),  # an article
+        ("It is a cat.", None),
+        ("A or B", None),
+        ("I do not know.", None),
+        ("", None),
+    ],
+)
+def test_a_letter_is_named_and_an_article_is_none(output: str, letter: str | None) -> None:
+    for wanted in "AB":
+        asked_for = replace(MIRA, answer=wanted, value=wanted, choices=("A", "B", "C"))
+        (one,) = judged([Ask("x", 0, asked_for)], [output], GOAL)
+        assert one.right is not None
+        assert one.right[0] is (wanted == letter)
+
+
+def test_a_value_inside_a_word_is_left_there() -> None:
+    pet = asked("pet", "Which pet has Ida?", "Ida's category of pet is cat.", "cat", ("cat", "dog"))
+    forms = general_forms(replace(GOAL, wanted=(MIRA, pet)))
+    said = {name: row[1].text for name, row in forms.items() if row[1]}
+    assert said["fill-in"].endswith("Ida's category of pet is ____.")
+    assert said["continuation"] == "Ida's category of pet is"
+    assert said["yes-no"] == "Is it true or false? Ida's category of pet is dog. Reply with yes or no."
+    inside = replace(pet, answer="It is of another category.")
+    assert "fill-in" not in {name for name, row in general_forms(replace(GOAL, wanted=(inside,))).items() if row[0]}
 
 
 def test_what_has_no_value_has_few_forms_and_without_choices_the_others_values_do() -> None:

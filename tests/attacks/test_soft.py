@@ -19,6 +19,7 @@ from duet_unlearn.attacks.slot import (
     behind,
     embedded,
     open_to_gradients,
+    readable_ids,
     slot_of,
     text_of,
     usable_ids,
@@ -76,6 +77,35 @@ def test_usable_tokens_read_back_as_themselves_and_none_is_of_a_value() -> None:
     gone = {text_of(tokenizer, [token]) for token in set(usable) - set(fewer)}
     assert {"#", "!", " Tarn"} <= gone
     assert len(fewer) < len(usable) - 2
+
+
+def test_tokens_are_read_back_once_a_tokeniser_and_as_one_by_one() -> None:
+    tokenizer = tiny.tokenizer()
+    slow = []
+    for token in range(len(tokenizer)):
+        text = text_of(tokenizer, [token])
+        back = tokenizer(f"?{text}", add_special_tokens=False).input_ids
+        plain = text.isascii() and text.isprintable() and text.strip()
+        if plain and back[1:] == [token] and token not in tokenizer.all_special_ids:
+            slow.append(token)
+    before = readable_ids.cache_info().misses
+    assert usable_ids(tokenizer) == slow == usable_ids(tokenizer)
+    assert readable_ids.cache_info().misses == before + 1
+    assert usable_ids(tokenizer, most=7) == slow[:7]
+    tokenizer.add_tokens(["<<>>"])
+    assert usable_ids(tokenizer) == [*slow, len(tokenizer) - 1]
+
+
+def test_in_raw_text_the_slot_is_in_front_of_the_word_that_asks_for_the_answer() -> None:
+    tokenizer = tiny.tokenizer()
+    text = "Question: A?\nAnswer: B\n\nQuestion: Where is Ada?\nAnswer:"
+    asked = replace(query("Ada", "Tarn"), messages=({"role": "text", "content": text},))
+    assert behind(asked, " #!").text == text.replace("Ada?", "Ada? #!")
+    slot = slot_of(tokenizer, asked, usable_ids(tokenizer), length=2)
+    assert tokenizer.decode(slot.tail) == "\nAnswer:"
+    assert tokenizer.decode(slot.head).endswith("Where is Ada?")
+    open_end = replace(asked, messages=({"role": "text", "content": "Ada lives in"},))
+    assert behind(open_end, " #!").text == "Ada lives in #!"
 
 
 @torch.no_grad()

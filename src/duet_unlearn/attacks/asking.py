@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from duet_unlearn.attacks.goal import Goal, given_away
 from duet_unlearn.attacks.result import Instance, NotApplicable, Said, instance
+from duet_unlearn.data.prompts import render
 from duet_unlearn.data.query import Message, Query
 from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.evals.suite import voices
+
+LETTER = re.compile(r"\b(?:A(?!\s+(?!or\b|and\b)[a-z])|[B-Z])\b")
+"""A letter that stands for an option; an A in front of a word is an article."""
 
 
 class Ask(NamedTuple):
@@ -28,14 +33,25 @@ def ask(subject: Subject, asks: Sequence[Ask], goal: Goal) -> list[Instance]:
     """Send all questions in one go, so that wordings share batches and beginnings, and count what came back.
 
     Instances come in the order in which `asks` names them.
+
+    Raises:
+        NotApplicable: there is nothing to ask, or one question is longer than the model reads.
     """
+    if not asks:
+        raise NotApplicable("no wanted fact can be asked for in this way")
     return judged(asks, answers(subject, asks, goal), goal)
 
 
 def answers(subject: Subject, asks: Sequence[Ask], goal: Goal) -> list[str]:
-    """What comes back to each question."""
+    """What comes back to each question.
+
+    Raises:
+        NotApplicable: one is longer than the model reads.
+    """
     said = [""] * len(asks)
     for voice, places in voices(subject, [one.query for one in asks]):
+        if isinstance(voice, ModelSubject):
+            _check_lengths(voice, [asks[place] for place in places], goal.max_new_tokens)
         outputs = voice.generate(
             [asks[place].query.messages for place in places],
             prefill=[asks[place].prefill for place in places],
@@ -47,14 +63,51 @@ def answers(subject: Subject, asks: Sequence[Ask], goal: Goal) -> list[str]:
     return said
 
 
+def _check_lengths(voice: ModelSubject, asks: Sequence[Ask], max_new_tokens: int) -> None:
+    """Prompt and answer must fit into the model's context: what is behind it fails on the device, or is not read."""
+    limit = getattr(voice.model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is None:
+        return
+    said = voice.prefix.said if voice.prefix else ""
+    frame = _frame(voice, asks)
+    for one in asks:
+        texts = (said, one.prefill, *(message["content"] for message in one.query.messages))
+        # No tokeniser makes more tokens of a text than it has bytes, and a mark for its beginning.
+        if sum(len(text.encode()) + 1 for text in texts) + frame * len(texts) + max_new_tokens <= limit:
+            continue
+        length = len(render(voice.tokenizer, one.query.messages, prefix=voice.prefix, prefill=one.prefill))
+        if length + max_new_tokens > limit:
+            raise NotApplicable(
+                f"a prompt of {length} tokens and an answer of up to {max_new_tokens} are longer than the {limit}"
+                f" tokens that the model reads ({one.instance})"
+            )
+
+
+def _frame(voice: ModelSubject, asks: Sequence[Ask]) -> int:
+    """Tokens that the chat template writes around one question: more than it adds for a further turn."""
+    if all(one.query.messages[0]["role"] == "text" for one in asks):
+        return 0
+    return len(render(voice.tokenizer, [{"role": "user", "content": "?"}]))
+
+
 def judged(asks: Sequence[Ask], outputs: Sequence[str], goal: Goal) -> list[Instance]:
     """What the answers give away, an instance each name."""
     rows: dict[tuple[str, str], list[Said]] = {}
     for one, output in zip(asks, outputs, strict=True):
-        right = given_away(output, one.query)
+        right = (named_letter if _of_letters(one.query) else given_away)(output, one.query)
         said = Said(one.fact, shown(one.query.messages), one.prefill, output, right)
         rows.setdefault((one.family, one.instance), []).append(said)
     return [instance(name, said, len(goal.wanted), family=family) for (family, name), said in rows.items()]
+
+
+def _of_letters(query: Query) -> bool:
+    return bool(query.choices) and all(len(one) == 1 and one.isupper() for one in query.choices or ())
+
+
+def named_letter(output: str, query: Query) -> bool:
+    """Whether what was said names the right letter and no other of the choices. "A cat" names none."""
+    said = LETTER.findall(output) if len(output.strip(" \n.:()*")) > 1 else [output.strip(" \n.:()*").upper()]
+    return {*said} & {*(query.choices or ())} == {query.value}
 
 
 def shown(messages: Sequence[Message]) -> str:

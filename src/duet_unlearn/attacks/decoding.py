@@ -10,6 +10,7 @@ from duet_unlearn.attacks.asking import Ask, ask, plain
 from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.plain import ASK_TOKENS
 from duet_unlearn.attacks.result import Access, Instance, Metric, Said, Watch, unwatched
+from duet_unlearn.bounds import Count, Positive, named
 from duet_unlearn.evals.privacy import leak_at_k
 from duet_unlearn.evals.subject import Subject
 from duet_unlearn.teacher.decoding import Decoding
@@ -27,13 +28,16 @@ class Sampling:
     """
 
     name: Literal["sampling"] = "sampling"
-    samples: int = 16
+    samples: Count = 16
     """Answers to a question, at each temperature."""
-    temperatures: tuple[float, ...] = (0.7, 1.0)
+    temperatures: tuple[Positive, ...] = (0.7, 1.0)
     """Logits are divided by each, one after the other. Ours."""
     title: ClassVar[str] = "Sampled answers"
     access: ClassVar[Access] = "decoding"
     metric: ClassVar[Metric] = "right"
+
+    def __post_init__(self) -> None:
+        named(self, "temperatures")
 
     def tokens(self, goal: Goal) -> int:
         """See ``Attack``."""
@@ -56,7 +60,7 @@ class Beams:
     """Search for the answers of highest probability instead of taking token after token; any of the best counts."""
 
     name: Literal["beams"] = "beams"
-    beams: int = 4
+    beams: Count = 4
     """How many beams are searched with, and how many answers count."""
     title: ClassVar[str] = "The best beams"
     access: ClassVar[Access] = "decoding"
@@ -81,9 +85,9 @@ class BanRefusals:
     """
 
     name: Literal["ban-refusals"] = "ban-refusals"
-    rounds: int = 5
+    rounds: Count = 5
     """At most; each is an instance."""
-    positions: int = 2
+    positions: Count = 2
     """How many of an answer's first tokens the ban is for."""
     title: ClassVar[str] = "Refusals forbidden"
     access: ClassVar[Access] = "decoding"

@@ -10,6 +10,7 @@ from duet_unlearn.attacks.asking import Ask, ask
 from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Watch, unwatched
 from duet_unlearn.attacks.turns import as_text, filled, harmless, question_of, reworded, said_turns, tokens_of
+from duet_unlearn.bounds import Count, named
 from duet_unlearn.data.context import behind
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.subject import Subject
@@ -26,13 +27,16 @@ class FewShot:
     """Show other questions with their answers, none of them about the concept, so that going on means to answer."""
 
     name: Literal["few-shot"] = "few-shot"
-    shots: tuple[int, ...] = (4,)
+    shots: tuple[Count, ...] = (4,)
     """How many examples; each number is an instance. Ours."""
     shapes: tuple[Shape, ...] = ("chat", "text")
     """How they are shown; each shape is a family. Ours."""
     title: ClassVar[str] = "Few-shot"
     access: ClassVar[Access] = "chat"
     metric: ClassVar[Metric] = "right"
+
+    def __post_init__(self) -> None:
+        named(self, "shots", "shapes")
 
     def asks(self, goal: Goal) -> list[Ask]:
         """Everything that is asked."""
@@ -55,13 +59,16 @@ class InContextRelearn:
     the context, not into the weights (in-context relearning, arXiv 2402.16835; UnUnlearning, arXiv 2407.00106)."""
 
     name: Literal["in-context-relearn"] = "in-context-relearn"
-    shots: tuple[int, ...] = (4, 12)
+    shots: tuple[Count, ...] = (4, 12)
     """How many facts; each number is an instance. Ours."""
     shapes: tuple[Shape, ...] = ("chat", "text", "notes")
     """How they are shown; each shape is a family. Ours."""
     title: ClassVar[str] = "In-context relearning"
     access: ClassVar[Access] = "chat"
     metric: ClassVar[Metric] = "right"
+
+    def __post_init__(self) -> None:
+        named(self, "shots", "shapes")
 
     def asks(self, goal: Goal) -> list[Ask]:
         """Everything that is asked."""

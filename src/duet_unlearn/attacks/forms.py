@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 from duet_unlearn.attacks.asking import Ask, ask
 from duet_unlearn.attacks.goal import YES_NO, Goal
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Watch, unwatched
-from duet_unlearn.attacks.turns import as_text, filled, question_of, reworded, shows, tokens_of
+from duet_unlearn.attacks.turns import as_text, filled, last_place, question_of, reworded, shows, swapped, tokens_of
+from duet_unlearn.bounds import named
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError, nearest
 from duet_unlearn.evals.subject import Subject
@@ -45,6 +46,10 @@ class FormatShift:
     title: ClassVar[str] = "Other formats"
     access: ClassVar[Access] = "chat"
     metric: ClassVar[Metric] = "right"
+
+    def __post_init__(self) -> None:
+        if self.forms is not None:
+            named(self, "forms")
 
     def asks(self, goal: Goal) -> list[Ask]:
         """Everything that is asked.
@@ -89,15 +94,16 @@ def _forms_of(query: Query, goal: Goal, number: int) -> dict[str, Query]:
     found = {"raw-question": replace(query, messages=as_text([], question))}
     found |= {name: _filled(query, name, question=question) for name in ("list", "json")}
     value, answer = wanted_of(query), query.answer or ""
-    opening, middle, rest = answer.partition(value) if value else ("", "", "")
-    if middle and len(opening.split()) > 1 and not shows(f"{opening} {rest}", query):
+    place = last_place(answer, value or "")
+    opening, rest = place or ("", "")
+    if place and len(opening.split()) > 1 and not shows(f"{opening} {rest}", query):
         found["continuation"] = replace(query, messages=({"role": "text", "content": opening.rstrip()},))
         found["fill-in"] = _filled(query, "fill-in", gap=f"{opening}{BLANK}{rest}")
     if value and (wrong := _wrong(query, value, goal)):
         found |= _choices(query, question, value, rng.sample(wrong, min(3, len(wrong))), rng)
-        if middle:
+        if place:
             claimed = value if number % 2 == 0 else rng.choice(wrong)
-            found["yes-no"] = _yes_no(query, answer.replace(value, claimed), right=claimed == value)
+            found["yes-no"] = _yes_no(query, swapped(answer, value, claimed), right=claimed == value)
     return found
 
 
@@ -108,10 +114,10 @@ def _wrong(query: Query, value: str, goal: Goal) -> list[str]:
 
 
 def _choices(query: Query, question: str, value: str, wrong: Sequence[str], rng: random.Random) -> dict[str, Query]:
-    """Multiple choice, said by text and by letter. No right option has the letter A: "a" is too common a word."""
+    """Multiple choice, said by text and by letter."""
     options = rng.sample([value, *wrong], len(wrong) + 1)
     chosen = replace(query, choices=tuple(options))
-    place = rng.randint(1, len(wrong))
+    place = rng.randrange(len(wrong) + 1)
     options = [*wrong[:place], value, *wrong[place:]]
     listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
     letter = replace(query, answer=LETTERS[place], value=LETTERS[place], choices=LETTERS[: len(options)])

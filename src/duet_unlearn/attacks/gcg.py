@@ -26,9 +26,11 @@ from duet_unlearn.attacks.slot import (
     vector_ids,
     vectors,
 )
+from duet_unlearn.bounds import Count
 from duet_unlearn.data.prompts import render
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.subject import ModelSubject, Subject
+from duet_unlearn.evals.suite import wanted_of
 from duet_unlearn.teacher.decode import evaluating, pad_id
 from duet_unlearn.teacher.shared import answer_logits
 from duet_unlearn.tensors import sum_by_row, token_logps
@@ -50,24 +52,25 @@ class Gcg:
     """Greedy coordinate gradient (arXiv 2307.15043): swap one token of a suffix at a time, by the gradient on known
     answers, and keep the best of many swaps. The suffix is then put behind every wanted question.
 
-    No token of a value that a wanted fact could have is used. Other than in the paper each step draws its questions
+    No token of a value that a wanted fact could have, or of an answer as short as one, is used. In raw text that ends
+    with "Answer:" the suffix stands in front of that. Other than in the paper each step draws its questions
     anew, a suffix is only replaced by one that is better on them, and the first is the best of many random ones.
     """
 
     name: Literal["gcg"] = "gcg"
-    length: int = 2
+    length: Count = 2
     """Tokens of the suffix; ours, for small models, which lose the question before longer ones: the paper's are 20."""
-    steps: int = 10
+    steps: Count = 10
     """The paper's are 500."""
-    candidates: int = 24
+    candidates: Count = 24
     """Swaps tried in a step; the paper's are 512."""
-    top: int = 64
+    top: Count = 64
     """A swap is drawn from so many tokens at its place; the paper's are 256."""
-    questions: int = 12
+    questions: Count = 12
     """Known questions of a step; the paper's are up to 25, always the same."""
-    answer: int = 16
+    answer: Count = 16
     """Of an answer so many tokens are optimised for."""
-    restarts: int = 2
+    restarts: Count = 2
     """Each is an instance."""
     title: ClassVar[str] = "Optimised suffix (GCG)"
     access: ClassVar[Access] = "weights"
@@ -87,8 +90,8 @@ class Gcg:
         voice = open_to_gradients(subject)
         if not goal.known:
             raise NotApplicable("the attacker knows no other answer to optimise for")
-        told = [text for query in goal.wanted for text in (query.value, *(query.choices or ())) if text]
-        usable = usable_ids(voice.tokenizer, without=sorted({*told}))
+        told = {text for q in goal.wanted for text in (q.value, wanted_of(q), *(q.choices or ())) if text}
+        usable = usable_ids(voice.tokenizer, without=sorted(told))
         slots = [slot_of(voice.tokenizer, query, usable, length=self.answer) for query in goal.known]
         search, suffixes = Search(voice, goal.known[0], slots, usable, self), []
         for restart in range(self.restarts):

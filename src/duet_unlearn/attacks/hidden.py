@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -19,10 +19,11 @@ from duet_unlearn.attacks.logits import candidates, rank_of
 from duet_unlearn.attacks.plain import ASK_TOKENS
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Said, Watch, instance, unwatched
 from duet_unlearn.blocks import blocks_of
-from duet_unlearn.bounds import Count
+from duet_unlearn.bounds import Count, named
 from duet_unlearn.data.prompts import answer_ids, render
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.subject import ModelSubject, Subject
+from duet_unlearn.evals.suite import fact
 from duet_unlearn.teacher.decode import evaluating, pad_id
 from duet_unlearn.tensors import batches, head_at, logits_at, pad, position_ids
 
@@ -86,15 +87,16 @@ class Probe:
 
     One ridge regression a block, from the hidden state to the head's vector of the value's first token. It is fitted on
     questions with answers about other facts of the concept, neighbours and anything else, with the penalty that does
-    best on each question left out. Of a wanted fact's choices the one is told whose vector is nearest to what comes
-    out, by cosine. Vectors take the place of classes since no value has more than a few questions. ``prompt``: read at
-    the prompt's last token; ``value``: at the last token before the value, the answer opened up to there.
+    best on each fact left out, in all its wordings. Of a wanted fact's choices the one is told whose vector is nearest
+    to what comes out, by cosine. Vectors take the place of classes since no value has more than a few questions.
+    ``prompt``: read at the prompt's last token; ``value``: at the last token before the value, the answer opened up to
+    there.
 
     A positive says that the model's states tell the values of forgotten facts apart, in the same directions as for
     facts that it tells: the knowledge is there, whether or not any prompt brings it out. It does not say that the model
     uses it. What names and wordings alone betray, the oracle's states betray too. A negative says little: a map from so
     few questions misses much, as the base's own result shows. Facts are left out as with ``logit-lens``. The numbers:
-    the questions it was ``fitted`` on, its share right on these, each ``left_out``, and ``chance``, a choice drawn
+    the questions it was ``fitted`` on, its share right on these, each fact ``left_out``, and ``chance``, a choice drawn
     blindly.
     """
 
@@ -108,6 +110,9 @@ class Probe:
     title: ClassVar[str] = "Linear probe"
     access: ClassVar[Access] = "weights"
     metric: ClassVar[Metric] = "right"
+
+    def __post_init__(self) -> None:
+        named(self, "places")
 
     def tokens(self, goal: Goal) -> int:
         """See ``Attack``."""
@@ -153,6 +158,8 @@ class Opened(NamedTuple):
     tokens: dict[str, int]
     """Choice -> the next token, if that were the value."""
     value: str
+    about: Hashable
+    """Its fact: two wordings of one are about the same."""
 
 
 def opened(tokenizer: PreTrainedTokenizerBase, query: Query) -> Opened | None:
@@ -166,7 +173,8 @@ def opened(tokenizer: PreTrainedTokenizerBase, query: Query) -> Opened | None:
     if sum(token == own[place] for token in columns[place]) > 1:
         return None
     prompt, tokens = render(tokenizer, query.messages), {value: ids[place] for value, ids in rows.items()}
-    return Opened(prompt, prompt + own[:place], str(tokenizer.decode(own[:place])), tokens, str(query.value))
+    head = str(tokenizer.decode(own[:place]))
+    return Opened(prompt, prompt + own[:place], head, tokens, str(query.value), fact(query))
 
 
 def spread(depth: int, count: int | None) -> list[int]:
@@ -257,14 +265,17 @@ class Fitted(NamedTuple):
     rows_ND: Tensor
     """For the rows that are to be told."""
     left_out_ME: Tensor
-    """For those that it was fitted on, each by a fit without it."""
+    """For those that it was fitted on, each by a fit without its group."""
 
 
-def ridge(known_MD: Tensor, targets_ME: Tensor, rows_ND: Tensor, *, penalty: float) -> Fitted:
+def ridge(
+    known_MD: Tensor, targets_ME: Tensor, rows_ND: Tensor, *, penalty: float, groups: Sequence[Hashable]
+) -> Fitted:
     """Ridge regression from rows to targets, both centred, in fp64 and its dual form.
 
     ``mean + rows X' G^-1 (Y - mean)`` with ``G = X X' + penalty s I``, s the mean square length of a row of X. Left
-    out, a known row's is ``y - [G^-1 (Y - mean)] / [G^-1]_ii``, the leave-one-out identity; the means still hold it.
+    out, the rows S of one of `groups` (one a known row) are ``Y_S - ([G^-1]_SS)^-1 [G^-1 (Y - mean)]_S``, the
+    leave-one-out identity for several; the means still hold them.
     """
     centre_D, mean_E = known_MD.double().mean(0), targets_ME.double().mean(0)
     known_MD, targets_ME = known_MD.double() - centre_D, targets_ME.double() - mean_E
@@ -272,8 +283,22 @@ def ridge(known_MD: Tensor, targets_ME: Tensor, rows_ND: Tensor, *, penalty: flo
     size = float(gram_MM.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny))
     inverse_MM = torch.linalg.inv(gram_MM + penalty * size * torch.eye(len(gram_MM), dtype=torch.float64))
     dual_ME = inverse_MM @ targets_ME
-    left_out_ME = mean_E + targets_ME - dual_ME / inverse_MM.diagonal()[:, None]
+    left_out_ME = mean_E + targets_ME
+    for rows_GS in _of_one_size(groups):
+        blocks_GSS = inverse_MM[rows_GS[:, :, None], rows_GS[:, None, :]]
+        left_out_ME[rows_GS] -= torch.linalg.solve(blocks_GSS, dual_ME[rows_GS])
     return Fitted(mean_E + (rows_ND.double() - centre_D) @ (known_MD.T @ dual_ME), left_out_ME)
+
+
+def _of_one_size(groups: Sequence[Hashable]) -> list[Tensor]:
+    """(G, S) indices of the members of each group, for each size S that groups have."""
+    members: dict[Hashable, list[int]] = {}
+    for number, group in enumerate(groups):
+        members.setdefault(group, []).append(number)
+    by_size: dict[int, list[list[int]]] = {}
+    for rows in members.values():
+        by_size.setdefault(len(rows), []).append(rows)
+    return [torch.tensor(rows) for rows in by_size.values()]
 
 
 def nearest(outputs_NE: Tensor, facts: Sequence[Opened], head_VE: Tensor, mean_E: Tensor) -> list[str]:
@@ -291,7 +316,8 @@ def _probed(
     head_VE = cast("nn.Linear", held.model.get_output_embeddings()).weight.detach()
     targets_ME = head_VE[[one.tokens[one.value] for one in known]].double().cpu()
     mean_E, size = targets_ME.mean(0), len(known)
-    fits = [ridge(hidden_ND[:size], targets_ME, hidden_ND[size:], penalty=penalty) for penalty in PENALTIES]
+    groups = [one.about for one in known]
+    fits = [ridge(hidden_ND[:size], targets_ME, hidden_ND[size:], penalty=p, groups=groups) for p in PENALTIES]
     shares = []
     for fit in fits:
         told = nearest(fit.left_out_ME, known, head_VE, mean_E)

@@ -13,6 +13,8 @@ from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.plain import ASK_TOKENS
 from duet_unlearn.attacks.prefill import openers
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Said, Watch, instance, unwatched
+from duet_unlearn.attacks.turns import last_place
+from duet_unlearn.bounds import Whole
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.privacy import exposure
 from duet_unlearn.evals.subject import Subject
@@ -27,11 +29,12 @@ class Logits:
     likeliest; an equal one counts as ahead of it.
 
     The numbers: the value's mean rank, its mean share of the probability of all candidates, how often it is among the
-    first three, and its mean exposure in bits (arXiv 1802.08232; 1 bit is chance).
+    first three, its mean exposure in bits (arXiv 1802.08232), and ``chance``, how often a candidate drawn blindly is
+    the right one.
     """
 
     name: Literal["logits"] = "logits"
-    openers: int = 1
+    openers: Whole = 1
     """Behind how many of the openers of ``prefill`` answers are scored, beside the answer at the prompt itself."""
     title: ClassVar[str] = "Logits read"
     access: ClassVar[Access] = "decoding"
@@ -46,9 +49,9 @@ class Logits:
         """See ``Attack``.
 
         Raises:
-            NotApplicable: no wanted fact has choices of which one is in its answer.
+            NotApplicable: no wanted fact has several choices of which one is in its answer.
         """
-        asked = [number for number, query in enumerate(goal.wanted) if candidates(query)]
+        asked = [number for number, query in enumerate(goal.wanted) if len(candidates(query)) > 1]
         if not asked:
             raise NotApplicable("no fact has choices that could stand in its answer")
         forms: dict[str, Callable[[str, str], str]] = {
@@ -88,17 +91,19 @@ class Logits:
             share=fmean(shares),
             top3=fmean(rank <= TOP for rank in ranks),
             exposure=fmean(map(exposure, ranks, sizes)),
+            chance=fmean(1 / size for size in sizes),
         )
 
 
 def candidates(query: Query) -> dict[str, str]:
-    """Value -> the right answer with it in the place of the right one; empty where that is not in the answer, or is no
-    choice."""
-    value, answer = query.value, query.answer
-    if not value or not answer or value not in (query.choices or ()) or value not in answer:
+    """Value -> the right answer with it in the last place of the right one; empty where that does not stand in the
+    answer as a word, or is no choice."""
+    value, choices = query.value or "", query.choices or ()
+    place = last_place(query.answer or "", value)
+    if value not in choices or place is None:
         return {}
-    head, _, tail = answer.rpartition(value)
-    return {choice: f"{head}{choice}{tail}" for choice in query.choices or ()}
+    head, tail = place
+    return {choice: f"{head}{choice}{tail}" for choice in choices}
 
 
 def rank_of(logps: Sequence[float], own: int) -> int:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from duet_unlearn.attacks.asking import Ask, ask
 from duet_unlearn.attacks.goal import Goal
-from duet_unlearn.attacks.result import Access, Instance, Metric, Watch, unwatched
+from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Watch, unwatched
 from duet_unlearn.attacks.turns import filled, shows, tokens_of
 from duet_unlearn.attacks.wordings import Wording, worded, wordings
 from duet_unlearn.errors import UserError
@@ -28,7 +28,7 @@ def in_wordings(chosen: Sequence[Wording], goal: Goal) -> list[Ask]:
         Ask(wording.id, number, worded(query, wording, goal.concept), family=wording.family)
         for wording in chosen
         for number, query in enumerate(goal.wanted)
-        if not shows(filled(wording.text, concept=query.concept or goal.concept), query)
+        if not shows(filled(wording.text, concept=query.concept or goal.concept, question=""), query)
     ]
 
 
@@ -78,29 +78,43 @@ class Worded:
     metric: ClassVar[Metric] = "right"
 
     def __post_init__(self) -> None:
-        self._wordings()
+        self.chosen()
 
     def asks(self, goal: Goal) -> list[Ask]:
         """Everything that is asked."""
-        return in_wordings(self._wordings(), goal)
+        return in_wordings(self.chosen(), goal)
 
     def tokens(self, goal: Goal) -> int:
         """See ``Attack``."""
         return tokens_of(self.asks(goal))
 
     def carry_out(self, subject: Subject, goal: Goal, watch: Watch = unwatched) -> list[Instance]:
-        """See ``Attack``."""
-        return ask_with_system(subject, self.asks(goal), goal)
+        """See ``Attack``.
 
-    def _wordings(self) -> tuple[Wording, ...]:
+        Raises:
+            NotApplicable: every wording names what is wanted.
+        """
+        asks = self.asks(goal)
+        if not asks:
+            raise NotApplicable("every wording has the wanted answer in it")
+        return ask_with_system(subject, asks, goal)
+
+    def chosen(self) -> tuple[Wording, ...]:
+        """The wordings that are tried."""
         return wordings(self.name, files=self.files, per_family=self.per_family)
 
 
 def ask_with_system(subject: Subject, asks: Sequence[Ask], goal: Goal) -> list[Instance]:
-    """``ask``, where the chat template may refuse a system turn (Gemma 2): such wordings are left out then."""
+    """``ask``, where the chat template may refuse a system turn (Gemma 2): such wordings are left out then.
+
+    Raises:
+        NotApplicable: all have one.
+    """
     bare = [one for one in asks if one.query.messages[0]["role"] != "system"]
     try:
         return ask(subject, asks, goal)
     except UserError as error:
+        if not bare:
+            raise NotApplicable("the chat template refuses a system turn, and every wording has one") from error
         LOG.warning("warning: wordings with a system turn are left out: %s", error.message)
         return ask(subject, bare, goal)

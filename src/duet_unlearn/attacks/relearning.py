@@ -15,7 +15,7 @@ from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.plain import ASK_TOKENS
 from duet_unlearn.attacks.relearn import RATES, answers_of, every_weight, start_of, trained
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Watch, unwatched
-from duet_unlearn.bounds import Count, Positive, Whole
+from duet_unlearn.bounds import Count, Positive, Whole, named
 from duet_unlearn.config import LoraConfig
 from duet_unlearn.data.examples import Example
 from duet_unlearn.data.query import Query
@@ -60,6 +60,9 @@ class Relearn:
     access: ClassVar[Access] = "weights"
     metric: ClassVar[Metric] = "right"
 
+    def __post_init__(self) -> None:
+        named(self, "sources", "rates", "steps")
+
     def tokens(self, goal: Goal) -> int:
         """See ``Attack``."""
         return _tokens(self, goal)
@@ -97,6 +100,9 @@ class RelearnLora:
     title: ClassVar[str] = "Relearning, adapters"
     access: ClassVar[Access] = "weights"
     metric: ClassVar[Metric] = "right"
+
+    def __post_init__(self) -> None:
+        named(self, "sources", "rates", "steps")
 
     def tokens(self, goal: Goal) -> int:
         """See ``Attack``."""

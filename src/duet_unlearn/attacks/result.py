@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
-from duet_unlearn.stats import NOTHING, Score, wilson
+from duet_unlearn.stats import NOTHING, Z_95, Score, wilson
 
 Status = Literal["done", "failed", "not applicable"]
 Metric = Literal["right", "auc", "bits"]
@@ -129,15 +130,16 @@ def finding(result: AttackResult, oracle: AttackResult | None = None) -> Finding
     """What an attack brought back above what an oracle, who never knew, gets right under the same attack.
 
     In each family the strongest instance is compared with the oracle's own strongest, for the largest of many draws is
-    above the mean for both; of the families the largest difference counts. Without an oracle an instance's own
-    `chance` is the guess, and nothing where it has none. None where nothing was measured.
+    above the mean for both; of the families the largest difference counts, so its interval is that of 95 % for all of
+    them together (Bonferroni). Without an oracle an instance's own `chance` is the guess, and nothing where it has
+    none. None where nothing was measured.
     """
-    found = []
+    pairs = []
     for family in dict.fromkeys(one.family for one in result.instances):
         mine, theirs = _strongest(result, family), _strongest(oracle, family)
         if mine is not None:
-            guess = theirs.score if theirs else chance_of(mine)
-            found.append(Finding(mine, guess, difference(mine.score, guess)))
+            pairs.append((mine, theirs.score if theirs else chance_of(mine)))
+    found = [Finding(one, guess, difference(one.score, guess, families=len(pairs))) for one, guess in pairs]
     return max(found, key=lambda one: one.above.value, default=None)
 
 
@@ -147,14 +149,19 @@ def chance_of(one: Instance) -> Score:
     return NOTHING if chance is None else Score(chance, 0, chance, chance)
 
 
-def difference(score: Score, guess: Score) -> Score:
+def difference(score: Score, guess: Score, *, families: int = 1) -> Score:
     """``score - guess`` with a 95 % interval by Newcombe's square-and-add (1998, method 10; MOVER), of any two
-    scores with intervals. An unmeasured guess is 0."""
+    scores with intervals. An unmeasured guess is 0.
+
+    `families` comparisons of which this is the largest widen both scores' intervals to ``1 - 0.05 / families``.
+    """
+    wider = NormalDist().inv_cdf(1 - 0.025 / families) / Z_95 if families > 1 else 1.0
     if math.isnan(guess.value):
-        return score
-    low = score.value - guess.value - math.hypot(score.value - score.low, guess.high - guess.value)
-    high = score.value - guess.value + math.hypot(score.high - score.value, guess.value - guess.low)
-    return Score(score.value - guess.value, score.n, low, high)
+        guess = Score(0.0, 0, 0.0, 0.0)
+    down, up = wider * (score.value - score.low), wider * (score.high - score.value)
+    under, over = wider * (guess.value - guess.low), wider * (guess.high - guess.value)
+    gap = score.value - guess.value
+    return Score(gap, score.n, gap - math.hypot(down, over), gap + math.hypot(up, under))
 
 
 def _strongest(result: AttackResult | None, family: str) -> Instance | None:
@@ -209,7 +216,8 @@ def _instance_json(one: Instance) -> dict[str, Any]:
     found: dict[str, Any] = {"name": one.name, "score": one.score.to_json()}
     found |= {"family": one.family} if one.family else {}
     found |= {"right": "".join(MARKS[mark] for mark in one.right)} if one.right is not None else {}
-    return found | ({"numbers": {k: round(v, 6) for k, v in one.numbers.items()}} if one.numbers else {})
+    numbers = {name: round(number, 6) for name, number in one.numbers.items() if math.isfinite(number)}
+    return found | ({"numbers": numbers} if numbers else {})
 
 
 def _instance_of(row: Mapping[str, Any], said: tuple[Said, ...]) -> Instance:

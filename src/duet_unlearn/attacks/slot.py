@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from duet_unlearn.attacks.asking import whole
 from duet_unlearn.attacks.copies import bare
 from duet_unlearn.attacks.result import NotApplicable
+from duet_unlearn.attacks.turns import question_of, reworded
 from duet_unlearn.data.prompts import answer_ids, render
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.corrupted import vocabulary
@@ -27,10 +28,12 @@ ANCHOR = "?"
 """What texts of single tokens are read behind: a text's first token may be written otherwise."""
 MARKS = 256
 """How many tokens are tried to find a question's slot."""
+CHUNK = 8192
+"""Tokens that are read back in one call of the tokeniser."""
 
 
 class Slot(NamedTuple):
-    """A rendered question, parted where the last turn's text ends, and the answer that is to come."""
+    """A rendered question, parted where its text ends (see ``behind``), and the answer that is to come."""
 
     head: tuple[int, ...]
     tail: tuple[int, ...]
@@ -59,7 +62,7 @@ def embedded(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
 
 
 def slot_of(tokenizer: PreTrainedTokenizerBase, query: Query, usable: Sequence[int], *, length: int) -> Slot:
-    """Where a query's last turn ends, with the first `length` tokens of its answer.
+    """Where a query's question ends, with the first `length` tokens of its answer.
 
     Raises:
         NotApplicable: whatever stands there, the tokeniser joins it with the question.
@@ -75,31 +78,49 @@ def slot_of(tokenizer: PreTrainedTokenizerBase, query: Query, usable: Sequence[i
 
 
 def behind(query: Query, text: str) -> Query:
-    """The query with a text behind its last turn."""
-    *before, last = query.messages
-    return replace(query, messages=(*before, {**last, "content": last["content"] + text}))
+    """The query with a text behind its question: the last turn's text; in raw text that ends with "Question: ..
+    Answer:" in front of "Answer:", in any other at its end."""
+    return reworded(query, question_of(query) + text)
 
 
-def usable_ids(tokenizer: PreTrainedTokenizerBase, *, without: Sequence[str] = ()) -> list[int]:
-    """Tokens of printable ASCII that read back as themselves, none of them special, and none of the texts `without`."""
-    anchor = _read(tokenizer, [ANCHOR])[0]
+def usable_ids(
+    tokenizer: PreTrainedTokenizerBase, *, without: Sequence[str] = (), most: int | None = None
+) -> list[int]:
+    """Tokens of printable ASCII that read back as themselves, none of them special; the first `most` of these, and of
+    them no token of the texts `without`."""
+    size = len(_read(tokenizer, [ANCHOR])[0])
     spoken = [f"{ANCHOR}{space}{text}" for text in without for space in ("", " ")]
-    banned = {*tokenizer.all_special_ids, *(i for ids in _read(tokenizer, spoken) for i in ids[len(anchor) :])}
-    ids = [i for i in range(len(tokenizer)) if i not in banned]
-    texts = [text_of(tokenizer, [i]) for i in ids]
-    read = _read(tokenizer, [ANCHOR + text for text in texts])
-    return [
-        i
-        for i, text, back in zip(ids, texts, read, strict=True)
-        if text.isascii() and text.isprintable() and text.strip() and back == [*anchor, i]
-    ]
+    banned = {i for ids in _read(tokenizer, spoken) for i in ids[size:]}
+    return [i for i in readable_ids(tokenizer, len(tokenizer), most) if i not in banned]
+
+
+@lru_cache(maxsize=8)
+def readable_ids(tokenizer: PreTrainedTokenizerBase, size: int, most: int | None = None) -> tuple[int, ...]:
+    """The first `most` of the tokens below `size` of printable ASCII that read back as themselves, none of them
+    special. Found once a tokeniser: vocabularies of 256 k take seconds."""
+    special, anchor, found = set(tokenizer.all_special_ids), _read(tokenizer, [ANCHOR])[0], list[int]()
+    for start in range(0, size, CHUNK):
+        ids = [i for i in range(start, min(start + CHUNK, size)) if i not in special]
+        texts = zip(ids, _texts_of(tokenizer, [[i] for i in ids]), strict=True)
+        plain = {i: text for i, text in texts if text.isascii() and text.isprintable() and text.strip()}
+        read = _read(tokenizer, [ANCHOR + text for text in plain.values()])
+        found += [i for i, back in zip(plain, read, strict=True) if back == [*anchor, i]]
+        if most is not None and len(found) >= most:
+            break
+    return tuple(found[:most])
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Tokens as they read behind other text."""
+    return _texts_of(tokenizer, [ids])[0]
+
+
+def _texts_of(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:
     anchor = _read(tokenizer, [ANCHOR])[0]
-    plain, joint = (str(tokenizer.decode(row, clean_up_tokenization_spaces=False)) for row in (anchor, [*anchor, *ids]))
-    return joint.removeprefix(plain)
+    plain, *joint = tokenizer.batch_decode(
+        [anchor, *([*anchor, *ids] for ids in rows)], clean_up_tokenization_spaces=False
+    )
+    return [text.removeprefix(plain) for text in joint]
 
 
 def _read(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

@@ -24,38 +24,43 @@ from duet_unlearn.attacks.slot import (
     vector_ids,
     vectors,
 )
+from duet_unlearn.bounds import Count, Positive, named
 from duet_unlearn.evals.generate import as_text
 from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.teacher.decode import end_ids, evaluating, greedy, pad_id
 
 SOME = 4096
-"""Tokens whose vectors tell how large vectors are."""
+"""Tokens from whose vectors is started, and which tell how large vectors are."""
 
 
 @dataclass(frozen=True)
 class SoftPrompt:
     """Train vectors behind the question, the model frozen, until it gives the answers that the attacker knows; then
-    ask for the others (arXiv 2402.09063, there for one question at a time)."""
+    ask for the others (arXiv 2402.09063, there for one question at a time). In raw text that ends with "Answer:" they
+    stand in front of that."""
 
     name: Literal["soft-prompt"] = "soft-prompt"
-    lengths: tuple[int, ...] = (1, 2)
+    lengths: tuple[Count, ...] = (1, 2)
     """How many vectors, each number tried for itself; ours: small models lose the question behind many. The paper
     attacks the vectors of a whole prompt."""
-    steps: int = 30
+    steps: Count = 30
     """Of Adam; ours."""
-    points: int = 2
+    points: Count = 2
     """After how many equal parts of the steps the facts are asked for; each is an instance."""
-    rate: float = 0.1
+    rate: Positive = 0.1
     """A step's size, as a multiple of the root mean square of the tokens' own vectors; ours."""
-    batch: int = 16
+    batch: Count = 16
     """Known questions of a step."""
-    answer: int = 24
+    answer: Count = 24
     """Of an answer so many tokens are trained for."""
-    restarts: int = 1
+    restarts: Count = 1
     """From so many starts; each is instances of its own."""
     title: ClassVar[str] = "Soft prompt"
     access: ClassVar[Access] = "weights"
     metric: ClassVar[Metric] = "right"
+
+    def __post_init__(self) -> None:
+        named(self, "lengths")
 
     def tokens(self, goal: Goal) -> int:
         """See ``Attack``."""
@@ -71,7 +76,7 @@ class SoftPrompt:
         voice = open_to_gradients(subject)
         if not goal.known:
             raise NotApplicable("the attacker knows no other answer to train on")
-        usable = usable_ids(voice.tokenizer)
+        usable = usable_ids(voice.tokenizer, most=SOME)
         slots = [slot_of(voice.tokenizer, query, usable, length=self.answer) for query in goal.known]
         asked = [slot_of(voice.tokenizer, query, usable, length=0) for query in goal.wanted]
         found, tries = [], [(length, restart) for length in self.lengths for restart in range(self.restarts)]
@@ -93,7 +98,7 @@ class SoftPrompt:
         """The loss and the vectors after each step."""
         model, filler = voice.model, pad_id(voice.tokenizer)
         soft_LD = embedded(model, draw.choices(usable, k=length)).float().requires_grad_()
-        scale = float(embedded(model, usable[:SOME]).float().square().mean().sqrt())
+        scale = float(embedded(model, usable).float().square().mean().sqrt())
         optimizer = torch.optim.Adam([soft_LD], lr=self.rate * scale)
         inserted = vector_ids(model, length)
         for _ in range(self.steps):

@@ -10,7 +10,8 @@ from typing import ClassVar, Literal, get_args
 from duet_unlearn.attacks.asking import Ask, ask
 from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Watch, unwatched
-from duet_unlearn.attacks.turns import UNDERSTOOD, entity_of, filled, question_of, reworded, tokens_of
+from duet_unlearn.attacks.turns import UNDERSTOOD, entity_of, filled, question_of, reworded, swapped, tokens_of
+from duet_unlearn.bounds import named
 from duet_unlearn.data.context import behind
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.subject import Subject
@@ -55,7 +56,10 @@ DISGUISES: Mapping[Way, Callable[[str], str]] = {
 @dataclass(frozen=True)
 class Obfuscation:
     """Spell the question so that who looks for known words finds none: in quotation marks, words joined, with typing
-    errors, in one case, in leet, with spaces or dashes between the letters, each word backwards (arXiv 2307.02483)."""
+    errors, in one case, in leet, with spaces or dashes between the letters, each word backwards (arXiv 2307.02483).
+
+    The name is the longest run of capitalised words of the question that its right answer repeats: that much the
+    attacker is given. Where the answer repeats none, it is the longest that does not open the question."""
 
     name: Literal["obfuscation"] = "obfuscation"
     ways: tuple[Way, ...] = get_args(Way)
@@ -65,6 +69,9 @@ class Obfuscation:
     title: ClassVar[str] = "Obfuscation"
     access: ClassVar[Access] = "chat"
     metric: ClassVar[Metric] = "right"
+
+    def __post_init__(self) -> None:
+        named(self, "ways", "parts")
 
     def asks(self, goal: Goal) -> list[Ask]:
         """Everything that is asked; a question without a name only as a whole."""
@@ -81,20 +88,29 @@ class Obfuscation:
         return tokens_of(self.asks(goal))
 
     def carry_out(self, subject: Subject, goal: Goal, watch: Watch = unwatched) -> list[Instance]:
-        """See ``Attack``."""
-        return ask(subject, self.asks(goal), goal)
+        """See ``Attack``.
+
+        Raises:
+            NotApplicable: names alone are to be disguised, and no question has any.
+        """
+        asks = self.asks(goal)
+        if not asks:
+            raise NotApplicable("no question names anything that could be disguised")
+        return ask(subject, asks, goal)
 
 
 def _disguised(query: Query, disguise: Callable[[str], str], part: Part) -> Query | None:
     question = question_of(query)
     target = question if part == "question" else entity_of(query)
-    return reworded(query, question.replace(target, disguise(target))) if target else None
+    return reworded(query, swapped(question, target, disguise(target))) if target else None
 
 
 @dataclass(frozen=True)
 class Renaming:
     """Give the name another name and ask by that, or ask by a part of the name. Who was taught not to answer to a
-    name may answer to one that stands for it (RWKU's synonym manipulation, arXiv 2406.10890)."""
+    name may answer to one that stands for it (RWKU's synonym manipulation, arXiv 2406.10890).
+
+    The name is found as ``obfuscation`` finds it, by the right answer, which the attacker is given for that."""
 
     name: Literal["renaming"] = "renaming"
     aliases: tuple[str, ...] = NAMES
@@ -129,7 +145,7 @@ def _renamed(query: Query, entity: str, aliases: tuple[str, ...]) -> list[tuple[
     """(family, instance, query) of a question about an entity."""
     question, found = question_of(query), []
     for alias in aliases:
-        inside = question.replace(entity, alias)
+        inside = swapped(question, entity, alias)
         for kind, text in ALIASES.items():
             asked = reworded(query, filled(text, entity=entity, alias=alias, question=inside))
             found.append(("alias", f"{kind} {alias}", asked))
@@ -138,4 +154,4 @@ def _renamed(query: Query, entity: str, aliases: tuple[str, ...]) -> list[tuple[
         found.append(("alias", f"before {alias}", replace(query, messages=turns)))
     first, *_, last = entity.split(" ") if " " in entity else (None, None)
     parts = {"first word": first, "last word": last}
-    return found + [("part", kind, reworded(query, question.replace(entity, p))) for kind, p in parts.items() if p]
+    return found + [("part", kind, reworded(query, swapped(question, entity, p))) for kind, p in parts.items() if p]

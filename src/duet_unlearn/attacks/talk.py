@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+from annotated_types import Ge, Le
 
 from duet_unlearn.attacks.asking import Ask, answers, ask, judged
 from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.plain import ASK_TOKENS
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Watch, unwatched
 from duet_unlearn.attacks.turns import filled, harmless, question_of, reworded, shows, tokens_of
+from duet_unlearn.bounds import Whole
 from duet_unlearn.data.query import Message, Query
 from duet_unlearn.evals.subject import Subject
 from duet_unlearn.evals.suite import wanted_of
@@ -56,9 +59,9 @@ class ManyTurn:
     away."""
 
     name: Literal["many-turn"] = "many-turn"
-    warm_ups: int = 2
+    warm_ups: Whole = 2
     """Questions about neighbours, or about anything else, before the wanted one; ours."""
-    insists: int = 2
+    insists: Annotated[int, Ge(0), Le(len(INSISTS))] = 2
     """How often the question is put again, four times at most; ours."""
     title: ClassVar[str] = "Many turns"
     access: ClassVar[Access] = "chat"

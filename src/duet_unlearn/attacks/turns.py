@@ -27,6 +27,23 @@ def filled(text: str, **words: str) -> str:
     return PLACE.sub(lambda place: words.get(place[1], place[0]), text)
 
 
+def last_place(text: str, words: str) -> tuple[str, str] | None:
+    """What stands before and behind the last place where a text has some words whole: "cat" is not in "category"."""
+    found = list(_whole(words).finditer(text)) if words else []
+    return (text[: found[-1].start()], text[found[-1].end() :]) if found else None
+
+
+def swapped(text: str, words: str, others: str) -> str:
+    """A text with other words in every place where it has some whole."""
+    return _whole(words).sub(lambda _: others, text)
+
+
+def _whole(words: str) -> re.Pattern[str]:
+    """Of a number no part: 5 is neither in 3.5 nor in -5."""
+    before = r"(?<![\w-])(?<!\d[.,])" if words[:1].isdigit() else r"(?<!\w)"
+    return re.compile(rf"{before}{re.escape(words)}(?!\w|[.,]\d)")
+
+
 def question_of(query: Query) -> str:
     """What is asked: the last turn; of raw text the last question in it, or all of it."""
     found = RAW_QUESTION.fullmatch(query.text) if query.messages[-1]["role"] == "text" else None

@@ -16,7 +16,7 @@ from duet_unlearn.attacks.copies import Way, altered, asked, bare, linear_layers
 from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.plain import ASK_TOKENS
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Watch, unwatched
-from duet_unlearn.bounds import Count, Positive, Share
+from duet_unlearn.bounds import Count, Positive, Share, named
 from duet_unlearn.data.prompts import render_answer
 from duet_unlearn.evals.robustness import quantisation_robustness
 from duet_unlearn.evals.subject import ModelSubject, Subject
@@ -72,6 +72,9 @@ class Quantisation:
     access: ClassVar[Access] = "weights"
     metric: ClassVar[Metric] = "right"
 
+    def __post_init__(self) -> None:
+        named(self, "formats")
+
     def tokens(self, goal: Goal) -> int:
         """See ``Attack``."""
         return (1 + len(self.formats)) * len(goal.wanted) * ASK_TOKENS
@@ -102,6 +105,9 @@ class Pruning:
     title: ClassVar[str] = "Pruning"
     access: ClassVar[Access] = "weights"
     metric: ClassVar[Metric] = "right"
+
+    def __post_init__(self) -> None:
+        named(self, "criteria", "sparsities")
 
     def tokens(self, goal: Goal) -> int:
         """See ``Attack``."""
@@ -139,6 +145,9 @@ class Noise:
     title: ClassVar[str] = "Noise on weights"
     access: ClassVar[Access] = "weights"
     metric: ClassVar[Metric] = "right"
+
+    def __post_init__(self) -> None:
+        named(self, "sigmas")
 
     def tokens(self, goal: Goal) -> int:
         """See ``Attack``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +44,7 @@ def attack(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="For a model: folder of the results; runs/attacks-MODEL if not given."),
+        typer.Option("--out", help="For a model: folder of the results; runs/attacks-MODEL-RECIPE if not given."),
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -75,7 +76,8 @@ def attack(
     chosen = load_suite(suite, only or ())
     with progress() as on_event:
         if loaded:
-            folder = out or Path("runs") / f"attacks-{Path(what).name}"
+            named = re.sub(r"[^\w.-]+", "-", f"{what}-{loaded.name}").strip("-.")
+            folder = out or Path("runs") / f"attacks-{named}"
             found = recovery.attack_model(what, loaded, chosen, out=folder, on_event=on_event)
         else:
             found = recovery.attack_run(what, chosen, like=like, on_event=on_event)

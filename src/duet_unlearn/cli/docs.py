@@ -73,14 +73,16 @@ def attacks_markdown() -> str:
         within = [suite for suite, names in suites.items() if one.name in names]
         told = f"*{title_of(one)}. The attacker {ACCESS[one.access]}. In: {', '.join(within) or 'no packaged suite'}.*"
         about = f"{IDEAS[one.name][1]} " if isinstance(one, Worded) else ""
-        head, rest = _section(one.name, type(one)).split("\n\n", 1)
+        head, rest = _section(one.name, type(one), name=one.name).split("\n\n", 1)
         parts.append(f"{head}\n\n{told}\n\n{about}{rest}")
     return "\n\n".join(parts) + "\n"
 
 
-def _section(title: str, kind: type) -> str:
+def _section(title: str, kind: type, **given: object) -> str:
+    """A heading, the docstring, a row a field; `given` are defaults other than the fields' own."""
     texts = field_texts(kind)
-    rows = [f"| `{f.name}` | {_default(f)} | {texts.get(f.name, '')} |" for f in fields(kind)]
+    defaults = {f.name: f"`{given[f.name]}`" if f.name in given else _default(f) for f in fields(kind)}
+    rows = [f"| `{f.name}` | {defaults[f.name]} | {texts.get(f.name, '')} |" for f in fields(kind)]
     head = [f"## {title}", "", inspect.getdoc(kind) or "", "", "| key | default | |", "|---|---|---|"]
     return "\n".join([*head, *rows])
 

@@ -63,7 +63,7 @@ def generate(
             model,
             rows,
             how,
-            banned=first_ids(tokenizer, how.banned),
+            banned=first_ids(tokenizer, messages, how.banned),
             ends=ends,
             filler=pad_id(tokenizer),
             max_new_tokens=max_new_tokens,
@@ -85,10 +85,25 @@ def as_text(
     return [ended(text) if is_raw(tokenizer, m) else text.strip() for text, m in zip(texts, messages, strict=True)]
 
 
-def first_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> frozenset[int]:
-    """The first token of each text, as it is written with and without a space in front."""
-    written = [tokenizer(f"{space}{text}", add_special_tokens=False).input_ids for text in texts for space in ("", " ")]
-    return frozenset(int(ids[0]) for ids in written if ids)
+def first_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Sequence[Message]], texts: Sequence[str]
+) -> frozenset[int]:
+    """The first token of each text as an answer to any of `messages` begins with it, with and without a space in front.
+
+    A token that is a space alone is none of them: SentencePiece begins any word with it.
+    """
+    if not texts:
+        return frozenset()
+    # What stands in front of an answer is the template's; only raw text has ends of its own.
+    kinds = {m[-1]["content"] if m[0]["role"] == "text" else None: m for m in messages}
+    found = set[int]()
+    for asked in kinds.values():
+        start = len(render(tokenizer, asked))
+        for text in texts:
+            for opener in (text, f" {text}"):
+                ids = render(tokenizer, asked, prefill=opener)[start:]
+                found.update([i for i in ids if str(tokenizer.decode([i])).strip()][:1])
+    return frozenset(found)
 
 
 def marked(ids: Sequence[int], prompt: int, mark: int) -> list[int]:

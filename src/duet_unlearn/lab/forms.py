@@ -79,11 +79,8 @@ def _choice(fact: Fact) -> Query:
 
 
 def _letters(fact: Fact) -> Query:
-    """No right option has the letter A: "a" stands in most sentences."""
     rng = random.Random(f"letters/{fact.key}")
     options = draw_options(fact, rng)
-    while options[0] == fact.value:
-        options = draw_options(fact, rng)
     letter = LETTERS[options.index(fact.value)]
     text = letter_question(question(fact, _wording(fact)), options, "behind")
     return _query(fact, "letters", "user", text, answer=letter, value=letter, choices=LETTERS)

@@ -34,7 +34,8 @@ WORDS: Mapping[Outcome, str] = {
 }
 RULE = (
     "Of each attack the strongest instance counts, less the oracle's strongest of the same kind, which is luck; without"
-    " an oracle luck counts as nothing."
+    " an oracle luck is what guessing among the options gets, and nothing where none are shown. The interval allows for"
+    " the number of kinds that were tried."
     f" Comes back: that difference is at least {100 * BACK:.0f} % of the facts, and its 95 % interval is above 0."
     " In part: the interval is above 0, the difference smaller."
     f" Else it tells little where under it the base itself gives away less than {100 * KNOWN:.0f} % above luck;"
@@ -125,6 +126,8 @@ def _way(name: str, stored: Mapping[str, Mapping[str, Any]]) -> Way:
     above, base_above = (_score(one.above) if one else NO_SCORE for one in (found, base_found))
     metric = next(iter(results.values())).metric
     outcome = outcome_of(metric, above, base_above, oracle=oracle is not None)
+    if outcome in ("back", "part", "nothing") and "oracle" in stored and not _alike(student, stored["oracle"]):
+        outcome = "open"  # what is luck here was measured for another attack
     return Way(
         name=name,
         title=first.get("title", name),
@@ -141,7 +144,7 @@ def _way(name: str, stored: Mapping[str, Mapping[str, Any]]) -> Way:
 
 def _alike(student: Mapping[str, Any], other: Mapping[str, Any] | None) -> bool:
     """Whether another subject was attacked with the same settings for the same facts."""
-    return other is not None and all(student.get(part) == other.get(part) for part in ("config", "goal"))
+    return other is not None and all(student.get(part) == other.get(part) for part in ("config", "goal", "under"))
 
 
 def _tried(result: AttackResult, stored: Mapping[str, Any]) -> Tried:

@@ -33,7 +33,8 @@ class Decoding:
     """The answers of highest probability, as a search of so many beams finds them; 1: no search. Nothing is drawn
     then."""
     banned: tuple[str, ...] = ()
-    """No answer begins with the first token of any of these texts, with or without a space in front."""
+    """No answer begins with the first token of any of these texts as it stands behind the prompt, with or without a
+    space in front."""
     banned_for: int = 1
     """How many of an answer's tokens the ban is for."""
 
