@@ -213,7 +213,7 @@ def write_page(found: Result) -> None:
     page = HERE.parent / "docs" / "methods.md"
     note = (
         f"An epoch of {found['setting']['queries']} queries and the worst memory of a run, each divided by DUET's of"
-        f" the same day; operations as `duet plan` counts them. {found['date'][:10]}, {found['machine']['device']}, one"
+        f" the same day; operations as `duet plan` counts them. {found['date'][:10]}, {found['machine']['name']}, one"
         " thread; `python benchmarks/methods.py`."
     )
     page.write_text(between(page.read_text(encoding="utf-8"), f"{table(found)}\n\n{note}", "cost"), encoding="utf-8")
