@@ -282,7 +282,7 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    marks = [":---", *["---:"] * (len(head) - 1)]
+    marks = [":---" if name in ("method", "attack", "needs", "by") else "---:" for name in head]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, marks, *rows])
 
 
@@ -299,7 +299,7 @@ def draw(found: Result, path: Path) -> None:
     subjects = {"base + prefix": found["baselines"]["prefix"]} | {
         name: found["runs"][name][target] for name in names if name in found["runs"]
     }
-    num_facts = max(one.get("n", 1) for one in found["baselines"]["base"].values())
+    num_facts = max(one.get("n", 1) for one in found["baselines"]["base"].values() if one["metric"] == "right")
     colours = [
         "#b45309",
         *(
@@ -320,7 +320,7 @@ def draw(found: Result, path: Path) -> None:
     axes.set(xlabel="tokens through the model for each fact (log)", ylabel="facts that came back, above the oracle (%)")
     axes.set_ylim(-3, 103)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
