@@ -29,7 +29,7 @@ from pages import between
 from duet_unlearn.attacks.result import Access, finding, from_json
 from duet_unlearn.data.files import atomic_write_json
 from duet_unlearn.recovery import read_attacks
-from duet_unlearn.runs import PACKAGES, _version
+from duet_unlearn.runs import versions
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -81,7 +81,7 @@ def attack_all(sweep: Path, workers: int, rounds: int) -> Result:
     stored = read_attacks(leader / "attacks")
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": versions(),
         "target": target,
         "seed": seed,
         "best": best,

@@ -25,3 +25,11 @@ OnEvent = Callable[[Event], None]
 
 def ignore(event: Event) -> None:
     """The watcher that watches nothing: the default of every `on_event`."""
+
+
+def words(seconds: float) -> str:
+    """A time as it is said: ``40 s``, ``12 min``, ``1 h 05 min``."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

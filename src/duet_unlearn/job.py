@@ -95,8 +95,8 @@ class Job:
     @cached_property
     def weights(self) -> str:
         """Identity of the weights that training starts from."""
-        base = _weights(self.recipe.model.path)
-        return f"{base}+{_weights(self.start)}" if self.start else base
+        base = weights_of(self.recipe.model.path)
+        return f"{base}+{weights_of(self.start)}" if self.start else base
 
     def query_hashes(self) -> dict[str, str]:
         """Hashes of the queries, for ``env.json``."""
@@ -104,20 +104,20 @@ class Job:
         found = {"forget queries": self.forget, "retain queries": self.retain, "evaluation questions": asked}
         found |= {"neighbour queries": self.neighbours} if self.neighbours else {}
         found |= {"text to distil on": self.texts} if self.texts else {}
-        return {name: _hash([asdict(query) for query in queries]) for name, queries in found.items()}
+        return {name: hashed([asdict(query) for query in queries]) for name, queries in found.items()}
 
     def model_hashes(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         """Hashes of model, oracle and tokeniser, for ``env.json``."""
-        oracle = {"oracle": _weights(self.recipe.model.oracle)} if self.recipe.model.oracle else {}
-        words = {"tokenizer": _hash([tokenizer.chat_template, sorted(tokenizer.get_vocab().items())])}
+        oracle = {"oracle": weights_of(self.recipe.model.oracle)} if self.recipe.model.oracle else {}
+        words = {"tokenizer": hashed([tokenizer.chat_template, sorted(tokenizer.get_vocab().items())])}
         settings = [
             self.recipe.concept,
             asdict(self.recipe.prefix),
             asdict(self.recipe.evaluate),
             self.recipe.model.dtype,
         ]
-        start = {"start": _weights(self.recipe.model.start)} if self.recipe.model.start else {}
-        return {"model": _weights(self.recipe.model.path)} | start | oracle | words | {"settings": _hash(settings)}
+        start = {"start": weights_of(self.recipe.model.start)} if self.recipe.model.start else {}
+        return {"model": weights_of(self.recipe.model.path)} | start | oracle | words | {"settings": hashed(settings)}
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The base model and its tokeniser; what does not fit it is said before any work is done."""
@@ -492,12 +492,13 @@ def _texts(kind: Texts, reference: str | None) -> tuple[str, ...]:
     return lines
 
 
-def _weights(path: str) -> str:
-    """The hash of a folder's weights; of a hub id the id."""
+def weights_of(path: str) -> str:
+    """Identity of a model's weights: the hash of a folder's, or of a run's student; of a hub id the id."""
     run = Run(Path(path))
     folder = run.model if run.recipe.exists() else Path(model_folder(path))
     return weights_id(folder) if folder.is_dir() else path
 
 
-def _hash(value: Any) -> str:
+def hashed(value: Any) -> str:
+    """A short hash of anything that JSON can say."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -23,8 +23,8 @@ from duet_unlearn.config import Recipe
 from duet_unlearn.data.files import atomic_write_json, read_text
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.subject import ModelSubject, Subject
-from duet_unlearn.events import Event, OnEvent, ignore
-from duet_unlearn.job import Job, load_job, load_subject_model, model_folder
+from duet_unlearn.events import Event, OnEvent, ignore, words
+from duet_unlearn.job import Job, hashed, load_job, load_subject_model, weights_of
 from duet_unlearn.methods import Inference
 from duet_unlearn.recipe import load_recipe
 from duet_unlearn.report import write_report
@@ -83,7 +83,7 @@ def attack_model(
     Raises:
         UserError: the model cannot be loaded; nothing that was forgotten has an answer.
     """
-    weights = {name: _weights(name, None, recipe) for name in SUBJECTS[:3]} | {"model": _identity(model)}
+    weights = {name: _weights(name, None, recipe) for name in SUBJECTS[:3]} | {"model": weights_of(model)}
     return _carry_out(suite, load_job(recipe), model, weights, [Path(out)], on_event)
 
 
@@ -184,7 +184,7 @@ def _carry_out(
     on_event: OnEvent,
 ) -> Attacked:
     goal, results = goal_of(job), {one.name: {} for one in suite.attacks}
-    goal_id = _hash(asdict(goal))
+    goal_id = hashed(asdict(goal))
     tasks = [
         Task(
             name,
@@ -242,12 +242,8 @@ class Clock:
 def _tell(on_event: OnEvent, tasks: Sequence[Task], left: Sequence[Task], now: Task, clock: Clock, inside: str) -> None:
     rest = left[left.index(now) :]
     seconds = sum(clock.seconds(task) for task in rest)
-    text = f"{now.subject}: {now.attack.name}{inside}; about {_duration(seconds)} left"
+    text = f"{now.subject}: {now.attack.name}{inside}; about {words(seconds)} left"
     on_event(Event("attack", len(tasks) - len(rest), len(tasks), text))
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _subjects(attacked: Run | str, recipe: Recipe, names: set[str]) -> Iterator[Subject]:
@@ -280,29 +276,24 @@ def _under(one: Attack, job: Job) -> str:
     its files, and the code."""
     model = job.recipe.model
     texts = [asdict(wording) for wording in one.chosen()] if isinstance(one, Worded) else []
-    return _hash([model.dtype, model.quantise, model.chat_template, texts, __version__])
+    return hashed([model.dtype, model.quantise, model.chat_template, texts, __version__])
 
 
 def _weights(name: str, run: Run | None, recipe: Recipe) -> str | None:
     """Identity of a subject's weights and of what stands beside them; None where there is no such subject."""
-    base = _identity(recipe.model.path)
+    base = weights_of(recipe.model.path)
     if name == "base":
         return base
     if name == "prefix":
-        return f"{base}+{_hash([recipe.concept, asdict(recipe.prefix)])}"
+        return f"{base}+{hashed([recipe.concept, asdict(recipe.prefix)])}"
     if name == "oracle":
-        return _identity(recipe.model.oracle) if recipe.model.oracle else None
+        return weights_of(recipe.model.oracle) if recipe.model.oracle else None
     assert run is not None
     if isinstance(recipe.method, Inference):
         beside = {path.name: _digest(path) for path in sorted(run.subject.rglob("*")) if path.is_file()}
-        start = _identity(recipe.model.start) if recipe.model.start else ""
-        return f"{base}+{_hash([_plain(asdict(recipe.method)), start, recipe.after, beside])}"
+        start = weights_of(recipe.model.start) if recipe.model.start else ""
+        return f"{base}+{hashed([_plain(asdict(recipe.method)), start, recipe.after, beside])}"
     return weights_id(run.model)
-
-
-def _identity(path: str) -> str:
-    folder = Path(model_folder(path))
-    return weights_id(folder) if folder.is_dir() else path
 
 
 def _digest(path: Path) -> str:
@@ -312,10 +303,6 @@ def _digest(path: Path) -> str:
 def _plain(value: Any) -> Any:
     """As JSON gives it back: tuples as lists."""
     return json.loads(json.dumps(value))
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 __all__ = ["Attacked", "attack_model", "attack_run", "attacks_text", "goal_of", "read_attacks"]

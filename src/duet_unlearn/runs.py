@@ -232,7 +232,7 @@ def env_info(
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": versions(),
         "commit": _commit(),
         "device": device,
         "threads": torch.get_num_threads(),
@@ -240,6 +240,11 @@ def env_info(
         "hashes": {**hashes, "recipe": recipe_hash(recipe)},
         "warnings": list(warnings),
     }
+
+
+def versions() -> dict[str, str]:
+    """Package -> version, of those that results depend on and that are installed."""
+    return {name: version for name in PACKAGES if (version := _version(name))}
 
 
 def _version(package: str) -> str | None:

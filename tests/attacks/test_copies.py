@@ -16,7 +16,7 @@ from duet_unlearn.attacks.copies import bare, copied
 from duet_unlearn.attacks.directions import RefusalDirection
 from duet_unlearn.attacks.hidden import LogitLens, Probe
 from duet_unlearn.attacks.privacy import Exposure, Membership
-from duet_unlearn.attacks.relearning import Relearn, RelearnLora
+from duet_unlearn.attacks.relearning import Relearn
 from duet_unlearn.attacks.run import Attack
 from duet_unlearn.attacks.weights import Noise, Pruning, Quantisation
 from duet_unlearn.data.prompts import Prefix
@@ -26,7 +26,7 @@ from duet_unlearn.train import load_model
 
 ON_WEIGHTS: tuple[Attack, ...] = (
     Relearn(rates=(1e-3,), steps=(1,), sources=("known",)),
-    RelearnLora(rates=(1e-3,), steps=(1,), sources=("known",)),
+    Relearn("relearn-lora", rates=(1e-3,), steps=(1,), sources=("known",), rank=8),
     Quantisation(formats=("int4", "nf4")),
     Pruning(sparsities=(0.5,)),
     Noise(sigmas=(0.5,), draws=1),

@@ -28,8 +28,9 @@ from duet_unlearn.attacks.asking import Ask, ask, plain, whole
 from duet_unlearn.attacks.cost import metered, models_of
 from duet_unlearn.attacks.goal import alike
 from duet_unlearn.attacks.plain import Plain
+from duet_unlearn.attacks.relearning import Relearn
 from duet_unlearn.attacks.result import AttackResult, Cost, Said, difference, from_json, instance, to_json
-from duet_unlearn.attacks.suite import ATTACKS, suite_names
+from duet_unlearn.attacks.suite import ATTACKS, suite_names, title_of
 from duet_unlearn.config import LoraConfig
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.query import Query
@@ -324,6 +325,20 @@ def test_packaged_suites_are_read(name: str) -> None:
 
 def test_only_some_attacks_also_such_as_the_suite_lacks() -> None:
     assert [one.name for one in load_suite("quick", ["plain"]).attacks] == ["plain"]
+
+
+def test_an_entry_stands_over_its_attacks_own_defaults(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        "attacks: [{name: relearn-lora, steps: [3]}, {name: relearn}, {name: role-play}]"
+    )
+    adapters, weights, played = load_suite(str(tmp_path / "own.yaml")).attacks
+    assert adapters == Relearn("relearn-lora", rates=(3e-3, 1e-2), steps=(3,), rank=8)
+    assert weights == Relearn()
+    assert [title_of(one) for one in (adapters, weights, played)] == [
+        "Relearning, adapters",
+        "Relearning, all weights",
+        "Role play",
+    ]
 
 
 @pytest.mark.parametrize(

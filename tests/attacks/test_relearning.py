@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import tiny
@@ -11,19 +13,20 @@ from whitebox import GOAL, Lab, queries, tiny_subject, with_adapter
 from duet_unlearn.attacks import NotApplicable, attack, finding
 from duet_unlearn.attacks.plain import Plain
 from duet_unlearn.attacks.relearn import answers_of
-from duet_unlearn.attacks.relearning import Relearn, RelearnLora, scaled
+from duet_unlearn.attacks.relearning import Relearn, scaled, with_adapters
 from duet_unlearn.evals import ModelSubject
 
-KINDS = pytest.mark.parametrize("kind", [Relearn, RelearnLora])
+Kind = Callable[..., Relearn]
+KINDS = pytest.mark.parametrize("kind", [partial(Relearn), partial(Relearn, rank=8)], ids=["weights", "adapters"])
 
 
-def said(config: Relearn | RelearnLora, subject: ModelSubject | None = None) -> dict[str, list[str]]:
+def said(config: Relearn, subject: ModelSubject | None = None) -> dict[str, list[str]]:
     found = config.carry_out(subject or tiny_subject(), GOAL)
     return {one.name: [answer.output for answer in one.said] for one in found}
 
 
 @KINDS
-def test_an_instance_is_a_source_a_rate_and_a_step_and_the_source_its_family(kind: type) -> None:
+def test_an_instance_is_a_source_a_rate_and_a_step_and_the_source_its_family(kind: Kind) -> None:
     config = kind(sources=("known", "others"), rates=(1e-3, 2e-3), steps=(1, 3), batch_size=4)
     seen: list[tuple[int, int]] = []
     found = config.carry_out(tiny_subject(), GOAL, lambda done, total: seen.append((done, total)))
@@ -41,7 +44,7 @@ def test_an_instance_is_a_source_a_rate_and_a_step_and_the_source_its_family(kin
 
 @KINDS
 @pytest.mark.parametrize("make", [tiny_subject, with_adapter])
-def test_every_source_and_rate_begins_with_the_models_own_weights(kind: type, make: type) -> None:
+def test_every_source_and_rate_begins_with_the_models_own_weights(kind: Kind, make: type) -> None:
     """Whatever went before, and a rate that diverges too."""
     settings = {"steps": (2,), "batch_size": 2}
     both = said(kind(sources=("known", "others"), rates=(1e30, 0.02), **settings), make())
@@ -52,7 +55,7 @@ def test_every_source_and_rate_begins_with_the_models_own_weights(kind: type, ma
 
 
 @KINDS
-def test_it_learns_what_it_is_shown(kind: type) -> None:
+def test_it_learns_what_it_is_shown(kind: Kind) -> None:
     """Four answers by heart: with the wanted facts among the known ones all come out."""
     goal = replace(GOAL, known=GOAL.wanted, max_new_tokens=16)
     one = kind(sources=("known",), rates=(2e-3,), steps=(60,), batch_size=4).carry_out(tiny_subject(), goal)[0]
@@ -87,10 +90,11 @@ def test_a_source_without_questions_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [Relearn(rates=(1e-3,), steps=(10,)), RelearnLora(rates=(1e-2,), steps=(20,), sources=("known",))]
+    "config",
+    [Relearn(rates=(1e-3,), steps=(10,)), replace(with_adapters(), rates=(1e-2,), steps=(20,), sources=("known",))],
 )
 def test_relearning_restores_what_was_fine_tuned_away_and_gives_the_oracle_nothing(
-    config: Relearn | RelearnLora,
+    config: Relearn,
 ) -> None:
     goal, student, oracle = Lab.goal(), Lab.subject("refusing"), Lab.subject("oracle")
     assert attack(student, Plain(), goal).best_of_all.value < 0.15

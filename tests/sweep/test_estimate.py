@@ -9,7 +9,8 @@ import pytest
 from sweeps import write_suite
 from workplace import Workplace
 
-from duet_unlearn.sweep.estimate import announcement, guesser, seconds_left, words
+from duet_unlearn.events import words
+from duet_unlearn.sweep.estimate import announcement, guesser, seconds_left
 from duet_unlearn.sweep.suite import Expected, load_suite
 from duet_unlearn.sweep.tasks import Sweep
 

@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 
 Source = Literal["known", "neighbours", "others"]
 """What is trained on: the attacker's own part of what was forgotten; what stands near it; anything else."""
+ADAPTERS = "Relearning, adapters"
+"""Title of the attack that trains these."""
 ROW_TOKENS = 3 * 32
 """What a short question with its answer takes in training, in tokens through the model: for estimates only."""
 
 
 @dataclass(frozen=True)
 class Relearn:
-    """Fine-tune a copy, all weights, on questions with answers, and ask for facts that were not among them.
+    """Fine-tune a copy, all weights or adapters, on questions with answers, and ask for facts that were not among them.
 
     Knowledge that was only hidden comes back with a few others; knowledge that is gone must be learnt fact by fact.
     Each source is a family of its own: the oracle under the same training says what is guessing. Success after any
@@ -41,7 +43,7 @@ class Relearn:
     seen by Lucki et al. (arXiv 2409.18025). AdamW without decay in fp32, gradients clipped to norm 1.
     """
 
-    name: Literal["relearn"] = "relearn"
+    name: Literal["relearn", "relearn-lora"] = "relearn"
     sources: tuple[Source, ...] = ("known", "neighbours", "others")
     """What is trained on, each by itself: `known` facts of the concept, its `neighbours`, unrelated `others`."""
     rates: tuple[Positive, ...] = RATES
@@ -51,10 +53,14 @@ class Relearn:
     3e-4 in the lab, whose size is 128, is 9e-6 at 4096. null: at the rates as they stand."""
     steps: tuple[Count, ...] = (10, 20)
     """Optimiser steps after which is asked; ours."""
+    rank: Count | None = None
+    """Rank of low-rank adapters on every linear layer of the blocks, which alone are trained then, in fp32: a fraction
+    of the memory, and more is kept of what the model can do otherwise. Their scale is twice the rank. null: all
+    weights are trained. Ours."""
     batch_size: Count = 16
     """Questions a step; ours."""
     seed: Whole = 0
-    """Draws the order of the questions."""
+    """Draws the adapters and the order of the questions."""
 
     title: ClassVar[str] = "Relearning, all weights"
     access: ClassVar[Access] = "weights"
@@ -70,48 +76,13 @@ class Relearn:
     def carry_out(self, subject: Subject, goal: Goal, watch: Watch = unwatched) -> list[Instance]:
         """See ``Attack``."""
         held = bare(subject)
-        return list(_instances(self, held, every_weight(held.model), goal, watch))
+        own = _adapted(held.model, self.rank, self.seed) if self.rank else every_weight(held.model)
+        return list(_instances(self, held, own, goal, watch))
 
 
-@dataclass(frozen=True)
-class RelearnLora:
-    """The same with adapters: the base stays as it is, and low-rank adapters on every linear layer of its blocks learn.
-
-    It needs a fraction of the memory of full fine-tuning, and keeps more of what the model can do otherwise. The
-    adapters' weights are in fp32, the base's in their own type.
-    """
-
-    name: Literal["relearn-lora"] = "relearn-lora"
-    sources: tuple[Source, ...] = ("known", "neighbours", "others")
-    """What is trained on, each by itself: `known` facts of the concept, its `neighbours`, unrelated `others`."""
-    rates: tuple[Positive, ...] = (3e-3, 1e-2)
-    """Constant learning rates, for a hidden size of `rates_at`; ours."""
-    rates_at: Count | None = 128
-    """As in `relearn`: 3e-3 becomes 9e-5 at 4096."""
-    steps: tuple[Count, ...] = (10, 20)
-    """Optimiser steps after which is asked; ours."""
-    rank: Count = 8
-    """Rank of each adapter, whose scale is twice that; ours."""
-    batch_size: Count = 16
-    """Questions a step; ours."""
-    seed: Whole = 0
-    """Draws the adapters and the order of the questions."""
-
-    title: ClassVar[str] = "Relearning, adapters"
-    access: ClassVar[Access] = "weights"
-    metric: ClassVar[Metric] = "right"
-
-    def __post_init__(self) -> None:
-        named(self, "sources", "rates", "steps")
-
-    def tokens(self, goal: Goal) -> int:
-        """See ``Attack``."""
-        return _tokens(self, goal)
-
-    def carry_out(self, subject: Subject, goal: Goal, watch: Watch = unwatched) -> list[Instance]:
-        """See ``Attack``."""
-        held = bare(subject)
-        return list(_instances(self, held, _adapted(held.model, self.rank, self.seed), goal, watch))
+def with_adapters() -> Relearn:
+    """The attack ``relearn-lora``, with its own defaults."""
+    return Relearn("relearn-lora", rates=(3e-3, 1e-2), rank=8)
 
 
 def scaled(rates: Sequence[float], model: PreTrainedModel, *, at: int | None) -> tuple[float, ...]:
@@ -122,7 +93,7 @@ def scaled(rates: Sequence[float], model: PreTrainedModel, *, at: int | None) ->
 
 
 def _instances(
-    config: Relearn | RelearnLora,
+    config: Relearn,
     held: ModelSubject,
     own: PreTrainedModel,
     goal: Goal,
@@ -158,7 +129,7 @@ def _shown(goal: Goal, source: Source) -> tuple[Query, ...]:
     return {"known": goal.known, "neighbours": goal.neighbours, "others": goal.others}[source]
 
 
-def _examples(config: Relearn | RelearnLora, held: ModelSubject, shown: Sequence[Query]) -> list[Example]:
+def _examples(config: Relearn, held: ModelSubject, shown: Sequence[Query]) -> list[Example]:
     """As many as are met at all."""
     most = max(config.steps) * config.batch_size
     if len(shown) > most:
@@ -173,6 +144,6 @@ def _adapted(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedModel:
     return own.eval()  # type: ignore[return-value]  # PEFT puts adapters into the model that it is given
 
 
-def _tokens(config: Relearn | RelearnLora, goal: Goal) -> int:
+def _tokens(config: Relearn, goal: Goal) -> int:
     learnt = max(config.steps) * config.batch_size * ROW_TOKENS
     return len(config.sources) * len(config.rates) * (learnt + len(config.steps) * len(goal.wanted) * ASK_TOKENS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from duet_unlearn.attacks.plain import Plain
 from duet_unlearn.attacks.prefill import Prefill
 from duet_unlearn.attacks.privacy import Exposure, Membership
 from duet_unlearn.attacks.prompts import IDEAS, Worded
-from duet_unlearn.attacks.relearning import Relearn, RelearnLora
+from duet_unlearn.attacks.relearning import ADAPTERS, Relearn, with_adapters
 from duet_unlearn.attacks.run import Attack
 from duet_unlearn.attacks.soft import SoftPrompt
 from duet_unlearn.attacks.spelling import Obfuscation, Renaming
@@ -39,7 +39,7 @@ ATTACKS: tuple[Attack, ...] = (
     NeighbourHops(),
     FormatShift(),
     Relearn(),
-    RelearnLora(),
+    with_adapters(),
     Quantisation(),
     Pruning(),
     Noise(),
@@ -71,7 +71,9 @@ class AttackSuite:
 
 def title_of(attack: Attack) -> str:
     """An attack's name for people."""
-    return IDEAS[attack.name][0] if isinstance(attack, Worded) else attack.title
+    if isinstance(attack, Worded):
+        return IDEAS[attack.name][0]
+    return ADAPTERS if isinstance(attack, Relearn) and attack.rank else attack.title
 
 
 def known_attacks() -> dict[str, Attack]:
@@ -132,7 +134,7 @@ def _attack(entry: Any, number: int, layer: Layer, path: Path) -> Attack:
     if found is None:
         raise _unknown(str(entry["name"]), f"{place}: attacks.{number}.name")
     own = {inner[2:]: where for inner, where in layer.places.items() if inner[:2] == key and len(inner) > 2}
-    return validated(type(found), Layer(entry, own), path, missing=DESCRIBED)
+    return validated(type(found), Layer(asdict(found) | entry, own), path, missing=DESCRIBED)
 
 
 def _unknown(name: str, where: str) -> UserError:

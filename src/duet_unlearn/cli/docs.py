@@ -7,7 +7,7 @@ import inspect
 import itertools
 import sys
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def attacks_markdown() -> str:
         within = [suite for suite, names in suites.items() if one.name in names]
         told = f"*{title_of(one)}. The attacker {ACCESS[one.access]}. In: {', '.join(within) or 'no packaged suite'}.*"
         about = f"{IDEAS[one.name][1]} " if isinstance(one, Worded) else ""
-        head, rest = _section(one.name, type(one), name=one.name).split("\n\n", 1)
+        head, rest = _section(one.name, type(one), **asdict(one)).split("\n\n", 1)
         parts.append(f"{head}\n\n{told}\n\n{about}{rest}")
     return "\n\n".join(parts) + "\n"
 
@@ -81,7 +81,10 @@ def attacks_markdown() -> str:
 def _section(title: str, kind: type, **given: object) -> str:
     """A heading, the docstring, a row a field; `given` are defaults other than the fields' own."""
     texts = field_texts(kind)
-    defaults = {f.name: f"`{given[f.name]}`" if f.name in given else _default(f) for f in fields(kind)}
+    defaults = {
+        f.name: f"`{'null' if given[f.name] is None else given[f.name]}`" if f.name in given else _default(f)
+        for f in fields(kind)
+    }
     rows = [f"| `{f.name}` | {defaults[f.name]} | {texts.get(f.name, '')} |" for f in fields(kind)]
     head = [f"## {title}", "", inspect.getdoc(kind) or "", "", "| key | default | |", "|---|---|---|"]
     return "\n".join([*head, *rows])

@@ -38,7 +38,7 @@ def section(ways: Sequence[Way]) -> dict[str, Any] | None:
             {"title": ACCESS.get(access, access or "Needs unknown"), "rows": [row(way) for way in members]}
             for access, members in groupby(ways, key=lambda way: way.access)
         ],
-        "svg": _safe(drawn) if drawn else "",
+        "svg": figures.safe(drawn) if drawn else "",
         "worst": [transcript(way) for way in worst(ways)],
         "notes": [(way.title, note) for way in ways for note in way.notes],
         "oracle": any("oracle" in way.tried for way in ways),
@@ -120,17 +120,10 @@ def _cell(way: Way, subject: str, tried: Tried) -> dict[str, Any]:
         "between": inside,
         "best": best if best != "n/a" and tried.num_instances > 1 else "",
         "n": tried.rate.n,
-        "mini": _safe(figures.interval(tried.rate, subject)) if way.metric != "bits" else "",
+        "mini": figures.safe(figures.interval(tried.rate, subject)) if way.metric != "bits" else "",
         "title": "; ".join(words),
     }
 
 
 def _above(way: Way) -> dict[str, str]:
     return {"text": number(way.above, way.metric, sign="+"), "between": between(way.above, way.metric, sign="+")}
-
-
-def _safe(svg: str) -> str:
-    """Marks this package's own SVG, whose texts are escaped, as needing no further escaping."""
-    from markupsafe import Markup
-
-    return Markup(svg)

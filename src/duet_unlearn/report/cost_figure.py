@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from duet_unlearn.report.figures import _line, _svg, _text, shape
+from duet_unlearn.report.figures import line_at, shape, svg_of, text_at
 from duet_unlearn.report.labels import Box, place_labels
 from duet_unlearn.report.recovered import Way
 
@@ -35,7 +35,7 @@ def cost_figure(ways: Sequence[Way]) -> str:
     ]
     body = [*_axes(low, high), *_marks(drawn, places), *_labels(drawn, places), *_legend(drawn)]
     points = "; ".join(f"{way.title} {_tokens(way):.0f}, {100 * way.above.value:.0f}" for way in drawn)
-    return _svg(
+    return svg_of(
         WIDTH, HEIGHT, f"Tokens a fact against per cent of facts that came back above the oracle: {points}", body
     )
 
@@ -54,15 +54,18 @@ def _axes(low: int, high: int) -> list[str]:
     body = []
     for tick in (0, 25, 50, 75, 100):
         y = TOP + HIGH * (1 - tick / 100)
-        body += [_line(LEFT, y, LEFT + WIDE, y, "grid"), _text(LEFT - 8, y + 4, str(tick), anchor="end", css="tick")]
+        body += [
+            line_at(LEFT, y, LEFT + WIDE, y, "grid"),
+            text_at(LEFT - 8, y + 4, str(tick), anchor="end", css="tick"),
+        ]
     for power in range(low, high + 1):
         x = LEFT + WIDE * (power - low) / (high - low)
-        body += [_line(x, TOP, x, TOP + HIGH, "grid")]
-        body += [_text(x, TOP + HIGH + 18, f"{10**power:,}", anchor="middle", css="tick")]
+        body += [line_at(x, TOP, x, TOP + HIGH, "grid")]
+        body += [text_at(x, TOP + HIGH + 18, f"{10**power:,}", anchor="middle", css="tick")]
     body.append(
-        _text(LEFT + WIDE / 2, TOP + HIGH + 38, "tokens through the model for each fact", anchor="middle", css="axis")
+        text_at(LEFT + WIDE / 2, TOP + HIGH + 38, "tokens through the model for each fact", anchor="middle", css="axis")
     )
-    body.append(_text(0, 12, "facts that come back, above the oracle, %", css="axis"))
+    body.append(text_at(0, 12, "facts that come back, above the oracle, %", css="axis"))
     return body
 
 
@@ -70,7 +73,7 @@ def _marks(drawn: Sequence[Way], places: Sequence[tuple[float, float]]) -> list[
     found = []
     for way, (x, y) in zip(drawn, places, strict=True):
         ends = [TOP + HIGH * (1 - min(1.0, max(0.0, end))) for end in (way.above.low, way.above.high)]
-        whisker = "" if math.isnan(sum(ends)) else _line(x, ends[0], x, ends[1], "whisker faint s-student")
+        whisker = "" if math.isnan(sum(ends)) else line_at(x, ends[0], x, ends[1], "whisker faint s-student")
         title = escape(f"{way.title}: {100 * way.above.value:.0f} % above the oracle, {_tokens(way):.0f} tokens a fact")
         found.append(f"{whisker}<g><title>{title}</title>{mark(way.access, x, y)}</g>")
     return found
@@ -84,8 +87,8 @@ def _labels(drawn: Sequence[Way], places: Sequence[tuple[float, float]]) -> list
     found = []
     for (x, y), text, label in zip(marks, texts, place_labels(marks, texts, room), strict=False):
         if label.distance > 14:
-            found.append(_line(x, y, *label.joint, "leader"))
-        found.append(_text(label.x, label.y, text, anchor=label.anchor, css="label small"))
+            found.append(line_at(x, y, *label.joint, "leader"))
+        found.append(text_at(label.x, label.y, text, anchor=label.anchor, css="label small"))
     return found
 
 
@@ -93,6 +96,6 @@ def _legend(drawn: Sequence[Way]) -> list[str]:
     shown = [(access, text) for access, text in LEGEND if any(way.access == access for way in drawn)]
     found, x = [], float(LEFT)
     for access, text in shown:
-        found += [mark(access, x + 6, HEIGHT - 10), _text(x + 17, HEIGHT - 6, text, css="tick")]
+        found += [mark(access, x + 6, HEIGHT - 10), text_at(x + 17, HEIGHT - 6, text, css="tick")]
         x += 32 + 6.4 * len(text)
     return found

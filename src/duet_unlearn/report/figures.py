@@ -25,16 +25,23 @@ class Mark:
     y: Score
 
 
-def _svg(width: int, height: int, title: str, body: Sequence[str]) -> str:
+def svg_of(width: int, height: int, title: str, body: Sequence[str]) -> str:
     inside = f"<title>{escape(title)}</title>" + "".join(body)
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{inside}</svg>'
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "start", css: str = "") -> str:
+def safe(svg: str) -> str:
+    """Marks this package's own SVG, whose texts are escaped, as needing no further escaping."""
+    from markupsafe import Markup
+
+    return Markup(svg)
+
+
+def text_at(x: float, y: float, text: str, *, anchor: str = "start", css: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}">{escape(text)}</text>'
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
+def line_at(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{css}"/>'
 
 
@@ -56,9 +63,9 @@ def interval(score: Score, subject: str) -> str:
     if math.isnan(score.value):
         return ""
     x = [4 + 56 * min(max(value, 0.0), 1.0) for value in (score.low, score.value, score.high)]
-    whisker = "" if math.isnan(x[0] + x[2]) else _line(x[0], 5, x[2], 5, f"whisker s-{escape(subject)}")
+    whisker = "" if math.isnan(x[0] + x[2]) else line_at(x[0], 5, x[2], 5, f"whisker s-{escape(subject)}")
     dot = f'<circle cx="{x[1]:.1f}" cy="5" r="3" class="mark s-{escape(subject)}"/>'
-    body = _line(4, 5, 60, 5, "grid") + whisker + dot
+    body = line_at(4, 5, 60, 5, "grid") + whisker + dot
     return f'<svg viewBox="0 0 64 10" class="mini" aria-hidden="true">{body}</svg>'
 
 
@@ -72,25 +79,25 @@ def scatter(marks: Sequence[Mark], *, x_label: str, y_label: str) -> str:
     for mark, (x, y), row in zip(marks, places, rows, strict=True):
         beside = (-1, "end") if x > left + 0.6 * side else (1, "start")
         body += _mark(mark, x, y, row, side=side, left=left, beside=beside)
-    body.append(_text(left + side / 2, top + side + 38, x_label, anchor="middle", css="axis"))
-    body.append(_text(0, 12, y_label, css="axis"))
+    body.append(text_at(left + side / 2, top + side + 38, x_label, anchor="middle", css="axis"))
+    body.append(text_at(0, 12, y_label, css="axis"))
     points = "; ".join(f"{m.subject} {100 * m.x.value:.0f}, {100 * m.y.value:.0f}" for m in marks)
-    return _svg(width, height, f"Forgetting against keeping, per cent right: {points}", body)
+    return svg_of(width, height, f"Forgetting against keeping, per cent right: {points}", body)
 
 
 def _axes(left: float, top: float, side: float) -> str:
     parts = []
     for tick in (0, 25, 50, 75, 100):
         x, y = left + side * tick / 100, top + side * (1 - tick / 100)
-        parts += [_line(x, top, x, top + side, "grid"), _line(left, y, left + side, y, "grid")]
-        parts.append(_text(x, top + side + 18, str(tick), anchor="middle", css="tick"))
-        parts.append(_text(left - 8, y + 4, str(tick), anchor="end", css="tick"))
+        parts += [line_at(x, top, x, top + side, "grid"), line_at(left, y, left + side, y, "grid")]
+        parts.append(text_at(x, top + side + 18, str(tick), anchor="middle", css="tick"))
+        parts.append(text_at(left - 8, y + 4, str(tick), anchor="end", css="tick"))
     return "".join(parts)
 
 
 def _ideal(left: float, top: float) -> str:
     corner = f"M{left} {top + 45} A45 45 0 0 0 {left + 45} {top} L{left} {top} Z"
-    return f'<path d="{corner}" class="ideal"/>' + _text(left + 52, top + 13, "ideal", css="tick")
+    return f'<path d="{corner}" class="ideal"/>' + text_at(left + 52, top + 13, "ideal", css="tick")
 
 
 def _mark(
@@ -99,10 +106,10 @@ def _mark(
     sign, anchor = beside
     css, parts = f"s-{escape(mark.subject)}", []
     if not math.isnan(mark.x.low + mark.x.high):
-        parts.append(_line(left + side * mark.x.low, y, left + side * mark.x.high, y, f"whisker {css}"))
-    parts.append(_line(x + sign * 9, y, x + sign * 40, row, "leader"))
+        parts.append(line_at(left + side * mark.x.low, y, left + side * mark.x.high, y, f"whisker {css}"))
+    parts.append(line_at(x + sign * 9, y, x + sign * 40, row, "leader"))
     label = f"{mark.subject} ({100 * mark.x.value:.0f}, {100 * mark.y.value:.0f})"
-    parts.append(_text(x + sign * 44, row + 4, label, anchor=anchor, css="label"))
+    parts.append(text_at(x + sign * 44, row + 4, label, anchor=anchor, css="label"))
     return [*parts, shape(mark.subject, x, y)]
 
 
@@ -122,21 +129,21 @@ def _spread(values: Sequence[float], *, gap: float, low: float, high: float) -> 
 def bars(title: str, scores: Mapping[str, Score]) -> str:
     """One evaluation set: a bar a subject from 0 to 100 per cent, with its interval and its number."""
     left, span, step, width = 62, 148, 22, 300
-    body = [_line(left + span * t / 4, 0, left + span * t / 4, step * len(scores), "grid") for t in range(5)]
+    body = [line_at(left + span * t / 4, 0, left + span * t / 4, step * len(scores), "grid") for t in range(5)]
     for row, (subject, score) in enumerate(scores.items()):
         y = row * step + step / 2
-        body.append(_text(left - 8, y + 4, subject, anchor="end", css="label"))
+        body.append(text_at(left - 8, y + 4, subject, anchor="end", css="label"))
         if math.isnan(score.value):
-            body.append(_text(left + 6, y + 4, "n/a (n = 0)", css="tick"))
+            body.append(text_at(left + 6, y + 4, "n/a (n = 0)", css="tick"))
             continue
         css = f"s-{escape(subject)}"
         wide = max(1.5, span * score.value)
         body.append(f'<rect x="{left}" y="{y - 6:.1f}" width="{wide:.1f}" height="12" class="bar {css}"/>')
         if not math.isnan(score.low + score.high):
-            body.append(_line(left + span * score.low, y, left + span * score.high, y, "error"))
+            body.append(line_at(left + span * score.low, y, left + span * score.high, y, "error"))
         text = f"{100 * score.value:.0f} % of {score.n}"
-        body.append(_text(width, y + 4, text, anchor="end", css="label"))
-    return _svg(width, step * len(scores), title, body)
+        body.append(text_at(width, y + 4, text, anchor="end", css="label"))
+    return svg_of(width, step * len(scores), title, body)
 
 
 def curves(title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, css: Mapping[str, str]) -> str:
@@ -148,13 +155,13 @@ def curves(title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, c
     left, top, wide, high = 48, 14, 320, 170
     last = max(points[-1][0] for points in clean.values())
     ceiling = _ceiling(max(value for points in clean.values() for _, value in points))
-    body = [_text(left + wide / 2, top + high + 38, "step", anchor="middle", css="axis")]
+    body = [text_at(left + wide / 2, top + high + 38, "step", anchor="middle", css="axis")]
     for part in range(5):
         y = top + high * (1 - part / 4)
-        body.append(_line(left, y, left + wide, y, "grid"))
-        body.append(_text(left - 8, y + 4, f"{ceiling * part / 4:.3g}", anchor="end", css="tick"))
+        body.append(line_at(left, y, left + wide, y, "grid"))
+        body.append(text_at(left - 8, y + 4, f"{ceiling * part / 4:.3g}", anchor="end", css="tick"))
     for at in (0, last):
-        body.append(_text(left + wide * at / last, top + high + 18, f"{at:g}", anchor="middle", css="tick"))
+        body.append(text_at(left + wide * at / last, top + high + 18, f"{at:g}", anchor="middle", css="tick"))
     places = {
         name: [(left + wide * x / last, top + high * (1 - y / ceiling)) for x, y in points]
         for name, points in clean.items()
@@ -162,8 +169,8 @@ def curves(title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, c
     rows = _spread([found[-1][1] for found in places.values()], gap=16, low=top + 6, high=top + high - 4)
     for (name, found), row in zip(places.items(), rows, strict=True):
         body += _curve(found, css[name])
-        body.append(_text(left + wide + 6, row + 4, f"{name} {clean[name][-1][1]:.3g}", css="label"))
-    return _svg(470, 226, title, body)
+        body.append(text_at(left + wide + 6, row + 4, f"{name} {clean[name][-1][1]:.3g}", css="label"))
+    return svg_of(470, 226, title, body)
 
 
 def _curve(places: Sequence[tuple[float, float]], css: str) -> list[str]:

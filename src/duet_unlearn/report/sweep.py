@@ -8,10 +8,10 @@ from typing import Any
 from duet_unlearn.report import sweep_figures
 from duet_unlearn.report.beside import paper_table
 from duet_unlearn.report.expectations import RULE, expectations
+from duet_unlearn.report.figures import safe
 from duet_unlearn.report.sweep_read import Sweep, read_sweep
 from duet_unlearn.report.sweep_tables import tables
 from duet_unlearn.report.sweep_words import facts, failures, headline, not_relearned, progress, protocol
-from duet_unlearn.report.views import _safe
 
 LEVELS = {"confirmed": "good", "refuted": "bad", "not decidable": "mixed"}
 
@@ -46,4 +46,4 @@ def pictures(sweep: Sweep) -> list[tuple[str, list[Any], str]]:
         ("Forgetting against keeping", sweep_figures.forget_keep(sweep), sweep_figures.FORGET_KEEP),
         ("Robustness against cost", sweep_figures.robust_cost(sweep), sweep_figures.ROBUST_COST),
     )
-    return [(title, [*map(_safe, svgs)], f"{caption} {sweep_figures.PARETO}") for title, svgs, caption in drawn if svgs]
+    return [(title, [*map(safe, svgs)], f"{caption} {sweep_figures.PARETO}") for title, svgs, caption in drawn if svgs]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
-from duet_unlearn.report.figures import _line, _text, shape
+from duet_unlearn.report.figures import line_at, shape, text_at
 from duet_unlearn.report.labels import Box, place_labels
 from duet_unlearn.report.points import Mean
 from duet_unlearn.report.sweep_rank import KEEPS, finished, keeps, worst_attack
@@ -198,7 +198,7 @@ def _svg(field: Field, title: str, body: Sequence[str]) -> str:
 
 def _titles(field: Field, x: str, y: str) -> list[str]:
     middle = field.left + field.wide / 2
-    return [_text(middle, field.top + field.high + 36, x, anchor="middle", css="axis"), _text(3, 14, y, css="axis")]
+    return [text_at(middle, field.top + field.high + 36, x, anchor="middle", css="axis"), text_at(3, 14, y, css="axis")]
 
 
 def _ticks(field: Field, axis: Literal["x", "y"], scale: float) -> str:
@@ -210,11 +210,11 @@ def _ticks(field: Field, axis: Literal["x", "y"], scale: float) -> str:
         text = f"{scale * number * step:.0f}"
         x, y = field.at(number * step if axis == "x" else 1.0, number * step if axis == "y" else low)
         if axis == "x":
-            parts.append(_line(x, field.top, x, bottom, "grid"))
-            parts.append(_text(x, bottom + 17, text, anchor="middle", css="tick"))
+            parts.append(line_at(x, field.top, x, bottom, "grid"))
+            parts.append(text_at(x, bottom + 17, text, anchor="middle", css="tick"))
         else:
-            parts.append(_line(field.left, y, right, y, "grid"))
-            parts.append(_text(field.left - 8, y + 4, text, anchor="end", css="tick"))
+            parts.append(line_at(field.left, y, right, y, "grid"))
+            parts.append(text_at(field.left - 8, y + 4, text, anchor="end", css="tick"))
     return "".join(parts)
 
 
@@ -245,12 +245,12 @@ def _tenths(values: Sequence[float]) -> tuple[float, float]:
 def _log_ticks(field: Field) -> str:
     bottom = field.top + field.high
     box = f'x="{field.left}" y="{field.top}" width="{field.strip}" height="{field.high}"'
-    parts = [f'<rect {box} class="strip"/>', _text(field.across(0), bottom + 17, "none", anchor="middle", css="tick")]
+    parts = [f'<rect {box} class="strip"/>', text_at(field.across(0), bottom + 17, "none", anchor="middle", css="tick")]
     for tick in _round_numbers():
         if field.x[0] * 0.999 <= tick <= field.x[1] * 1.001:
             x = field.across(tick)
-            parts.append(_line(x, field.top, x, bottom, "grid"))
-            parts.append(_text(x, bottom + 17, f"{tick:g}", anchor="middle", css="tick"))
+            parts.append(line_at(x, field.top, x, bottom, "grid"))
+            parts.append(text_at(x, bottom + 17, f"{tick:g}", anchor="middle", css="tick"))
     return "".join(parts)
 
 
@@ -278,8 +278,8 @@ def _marks(field: Field, dots: Sequence[Dot], named: Sequence[Dot]) -> list[str]
     for dot, (x, y), label in zip(named, places, labels, strict=False):
         faint = " faint" if dot.faint else ""
         if label.distance > 10:
-            lines.append(_line(x, y, *label.joint, f"leader{faint}"))
-        words.append(_text(label.x, label.y, dot.name, anchor=label.anchor, css=f"label small{faint}"))
+            lines.append(line_at(x, y, *label.joint, f"leader{faint}"))
+        words.append(text_at(label.x, label.y, dot.name, anchor=label.anchor, css=f"label small{faint}"))
     marks = [_titled(dot, *place) for dot, place in zip(ordered, places, strict=True)]
     return [*lines, *marks, *words]
 
@@ -305,6 +305,6 @@ def _legend(field: Field, dots: Sequence[Dot]) -> list[str]:
     present = {dot.css for dot in dots}
     for css, words in LEGEND.items():
         if css in present:
-            parts += [mark(css, x + 5, y), _text(x + 15, y + 4, words, css="tick")]
+            parts += [mark(css, x + 5, y), text_at(x + 15, y + 4, words, css="tick")]
             x += 30 + 6.1 * len(words)
     return parts

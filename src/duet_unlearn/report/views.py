@@ -48,13 +48,6 @@ MAX_ANSWER = 600
 """Characters of an answer that are shown."""
 
 
-def _safe(svg: str) -> str:
-    """Marks this package's own SVG, whose texts figures.py has escaped, as needing no further escaping."""
-    from markupsafe import Markup
-
-    return Markup(svg)
-
-
 def clip(text: str) -> str:
     """The beginning of a long answer, and how much is left out."""
     if len(text) <= MAX_ANSWER:
@@ -123,7 +116,7 @@ def _cell(subject: SubjectResult, column: Column) -> dict[str, Any]:
         "text": cell_text(score, column.metric),
         "n": score.n,
         "title": _cell_title(subject, column, score),
-        "mini": _safe(mini),
+        "mini": figures.safe(mini),
     }
 
 
@@ -177,7 +170,7 @@ def picture(run: RunData, subjects: Sequence[SubjectResult]) -> dict[str, Any] |
         return None
     x_label, y_label = f"right on {across.title}, %", "right on questions to keep, %"
     svg = figures.scatter(marks, x_label=x_label, y_label=y_label)
-    return {"svg": _safe(svg), "x": across.title, "y": [column.title for column in up]}
+    return {"svg": figures.safe(svg), "x": across.title, "y": [column.title for column in up]}
 
 
 def _mean(scores: Sequence[Score]) -> Score:
@@ -192,7 +185,7 @@ def bars(run: RunData, subjects: Sequence[SubjectResult]) -> list[dict[str, Any]
     for column in run.columns:
         if column.group in ("robustness", "deployer"):
             scores = {s.name: s.score(column.name, column.metric) for s in subjects}
-            shown.append({"column": column, "svg": _safe(figures.bars(column.title, scores))})
+            shown.append({"column": column, "svg": figures.safe(figures.bars(column.title, scores))})
     return shown
 
 
@@ -234,7 +227,7 @@ def curves(run: RunData) -> list[Any]:
         ("Training loss", figures.curves("Training loss over steps", loss, css=CURVE_CSS)),
         ("Validation loss", figures.curves("Validation loss over steps", held_out, css=CURVE_CSS)),
     )
-    return [(title, _safe(svg)) for title, svg in drawn if svg]
+    return [(title, figures.safe(svg)) for title, svg in drawn if svg]
 
 
 def _finite(value: float | None) -> float:

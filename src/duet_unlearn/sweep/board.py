@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from duet_unlearn.events import Event, OnEvent
-from duet_unlearn.sweep.estimate import seconds_left, words
+from duet_unlearn.events import Event, OnEvent, words
+from duet_unlearn.sweep.estimate import seconds_left
 from duet_unlearn.sweep.tasks import Row, Sweep, Task
 
 SWEEP, NOW = "sweep", "now"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from statistics import fmean
 
+from duet_unlearn.events import words
 from duet_unlearn.sweep.suite import Expected
 from duet_unlearn.sweep.tasks import Row, Sweep
 
@@ -31,14 +32,6 @@ def guesser(rows: Iterable[Row], expect: Expected) -> Callable[[str, str], float
         return fmean(times.get((kind, method)) or alike or [declared])
 
     return guess
-
-
-def words(seconds: float) -> str:
-    """A time as it is said: ``40 s``, ``12 min``, ``1 h 05 min``."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def announcement(sweep: Sweep, *, workers: int) -> str:
