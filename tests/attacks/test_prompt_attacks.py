@@ -26,6 +26,7 @@ from duet_unlearn.attacks.turns import entity_of, harmless, shows, tokens_of
 from duet_unlearn.data.prompts import Prefix, render
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
+from duet_unlearn.evals.deployed import Deployed
 from duet_unlearn.evals.score import normalise
 from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.evals.suite import wanted_of
@@ -158,6 +159,8 @@ def test_what_the_model_cannot_read_is_not_asked() -> None:
     assert attack(short, Plain(), replace(fits, max_new_tokens=129 - prompt)).status == "not applicable"
     told = replace(short, prefix=Prefix("Forget it. " * 20))
     assert attack(told, Plain(), fits).status == "not applicable"
+    behind_examples = Deployed(short, shots=({"role": "user", "content": "Where? " * 60},))
+    assert attack(behind_examples, Plain(), fits).status == "not applicable"
 
 
 def test_where_every_wording_needs_a_system_turn_that_there_is_not() -> None:

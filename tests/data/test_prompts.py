@@ -186,6 +186,13 @@ def test_a_prefill_opens_the_answer() -> None:
     assert ids.count(tiny.BOS) == 1
 
 
+def test_in_raw_text_a_prefill_stands_where_an_answer_would() -> None:
+    tokenizer, asked = tiny.tokenizer(), ({"role": "text", "content": "Where does Mira Bol live? Answer:"},)
+    ids = render(tokenizer, asked, prefill="Mira Bol")
+    assert tokenizer.decode(ids).endswith("Answer: Mira Bol")
+    assert ids == render_answer(tokenizer, asked, "Mira Bol")[0][:-1]
+
+
 def test_no_chat_template_says_what_to_pass() -> None:
     with pytest.raises(UserError, match="no chat template") as caught:
         render(tiny.tokenizer(None), ASKED)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from duet_unlearn.attacks.goal import Goal, given_away
 from duet_unlearn.attacks.result import Instance, NotApplicable, Said, instance
-from duet_unlearn.data.prompts import render
 from duet_unlearn.data.query import Message, Query
+from duet_unlearn.evals.generate import ContextTooLong
 from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.evals.suite import voices
 
@@ -50,44 +50,18 @@ def answers(subject: Subject, asks: Sequence[Ask], goal: Goal) -> list[str]:
     """
     said = [""] * len(asks)
     for voice, places in voices(subject, [one.query for one in asks]):
-        if isinstance(voice, ModelSubject):
-            _check_lengths(voice, [asks[place] for place in places], goal.max_new_tokens)
-        outputs = voice.generate(
-            [asks[place].query.messages for place in places],
-            prefill=[asks[place].prefill for place in places],
-            max_new_tokens=goal.max_new_tokens,
-            batch_size=goal.batch_size,
-        )
+        try:
+            outputs = voice.generate(
+                [asks[place].query.messages for place in places],
+                prefill=[asks[place].prefill for place in places],
+                max_new_tokens=goal.max_new_tokens,
+                batch_size=goal.batch_size,
+            )
+        except ContextTooLong as error:
+            raise NotApplicable(error.message) from error
         for place, output in zip(places, outputs, strict=True):
             said[place] = output
     return said
-
-
-def _check_lengths(voice: ModelSubject, asks: Sequence[Ask], max_new_tokens: int) -> None:
-    """Prompt and answer must fit into the model's context: what is behind it fails on the device, or is not read."""
-    limit = getattr(voice.model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is None:
-        return
-    said = voice.prefix.said if voice.prefix else ""
-    frame = _frame(voice, asks)
-    for one in asks:
-        texts = (said, one.prefill, *(message["content"] for message in one.query.messages))
-        # No tokeniser makes more tokens of a text than it has bytes, and a mark for its beginning.
-        if sum(len(text.encode()) + 1 for text in texts) + frame * len(texts) + max_new_tokens <= limit:
-            continue
-        length = len(render(voice.tokenizer, one.query.messages, prefix=voice.prefix, prefill=one.prefill))
-        if length + max_new_tokens > limit:
-            raise NotApplicable(
-                f"a prompt of {length} tokens and an answer of up to {max_new_tokens} are longer than the {limit}"
-                f" tokens that the model reads ({one.instance})"
-            )
-
-
-def _frame(voice: ModelSubject, asks: Sequence[Ask]) -> int:
-    """Tokens that the chat template writes around one question: more than it adds for a further turn."""
-    if all(one.query.messages[0]["role"] == "text" for one in asks):
-        return 0
-    return len(render(voice.tokenizer, [{"role": "user", "content": "?"}]))
 
 
 def judged(asks: Sequence[Ask], outputs: Sequence[str], goal: Goal) -> list[Instance]:

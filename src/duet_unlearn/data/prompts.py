@@ -74,7 +74,7 @@ def render(
 
     Chat messages go through the tokeniser's template with the generation prompt, a pinned date and thinking off, and
     are tokenised without special tokens (the template has written them: no second BOS); raw text and the plain
-    template get the tokeniser's. `prefill` opens the answer.
+    template get the tokeniser's. `prefill` opens the answer, in raw text as ``render_answer`` puts answers there.
 
     Raises:
         UserError: the tokeniser has no chat template, or it refuses the messages.
@@ -86,7 +86,7 @@ def render(
             messages = _with_own_system(tokenizer, messages)
         text = _chat_text(tokenizer, with_prefix(messages, prefix))
     ids = _ids(tokenizer, text, special=is_raw(tokenizer, messages))
-    return ids + _ids_behind(tokenizer, messages, prefill) if prefill else ids
+    return ids + answer_ids(tokenizer, messages, prefill) if prefill else ids
 
 
 def render_query(tokenizer: PreTrainedTokenizerBase, query: Query, prefix: Prefix | None = None) -> list[int]:
@@ -116,7 +116,7 @@ def render_answer(
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str) -> list[int]:
     """Ids of an answer as the model would write it behind the rendered messages, without the end token."""
-    return _ids_behind(tokenizer, messages, f" {answer}" if is_raw(tokenizer, messages) else answer)
+    return ids_behind(tokenizer, messages, f" {answer}" if is_raw(tokenizer, messages) else answer)
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -131,7 +131,7 @@ def is_raw(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> b
     return messages[0]["role"] == "text" or tokenizer.chat_template == PLAIN_TEMPLATE
 
 
-def _ids_behind(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str) -> list[int]:
+def ids_behind(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str) -> list[int]:
     """Ids of a text as they stand behind the rendered messages, so far as the prompt's own ids are left alone.
 
     Alone a text may begin otherwise: SentencePiece's normaliser puts a space in front (Llama 2, Mistral).

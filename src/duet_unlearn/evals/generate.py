@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from duet_unlearn.data.prompts import Prefix, is_raw, render
+from duet_unlearn.data.prompts import Prefix, ids_behind, is_raw, render
 from duet_unlearn.data.query import Message
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.vllm import VllmModel
@@ -22,6 +22,11 @@ CUT = re.compile(r"\n\s*\n|Question")
 Until = Literal["example", "length"]
 """Where an answer to raw text ends: ``example``, as ``CUT`` says; ``length``, with the last token, and with all white
 space (MUSE's, which have an end of their own or none)."""
+
+
+class ContextTooLong(UserError):
+    """A prompt and its answer are longer than the model reads: what is behind its context fails on the device, or is
+    read badly."""
 
 
 def generate(
@@ -44,6 +49,7 @@ def generate(
     answers to raw text (role ``text``, or the plain template). `mark` as in ``marked``.
 
     Raises:
+        ContextTooLong: a prompt and `max_new_tokens` behind it do not fit into the model's context.
         UserError: another decoding than greedy of vLLM.
     """
     openers = prefill if prefill is not None else [""] * len(messages)
@@ -59,6 +65,7 @@ def generate(
             raise UserError("with vLLM answers are greedy only", "load the model itself for any other decoding")
         new = model.greedy(rows, ends=ends, max_new_tokens=max_new_tokens)
     else:
+        _check_lengths(model, rows, max_new_tokens)
         new = decode(
             model,
             rows,
@@ -70,6 +77,17 @@ def generate(
             batch_size=batch_size,
         )
     return as_text(tokenizer, new, messages, until=until)
+
+
+def _check_lengths(model: PreTrainedModel, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, rows), default=0)
+    if limit is not None and longest + max_new_tokens > limit:
+        raise ContextTooLong(
+            f"a prompt of {longest} tokens and an answer of up to {max_new_tokens} are longer than the {limit} tokens"
+            " that the model reads",
+            "shorten the prompt, or ask for fewer new tokens",
+        )
 
 
 def as_text(
@@ -98,10 +116,9 @@ def first_ids(
     kinds = {m[-1]["content"] if m[0]["role"] == "text" else None: m for m in messages}
     found = set[int]()
     for asked in kinds.values():
-        start = len(render(tokenizer, asked))
         for text in texts:
             for opener in (text, f" {text}"):
-                ids = render(tokenizer, asked, prefill=opener)[start:]
+                ids = ids_behind(tokenizer, asked, opener)
                 found.update([i for i in ids if str(tokenizer.decode([i])).strip()][:1])
     return frozenset(found)
 
