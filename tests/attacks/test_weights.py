@@ -13,11 +13,13 @@ from whitebox import GOAL, Lab, gpt2, tiny_subject
 from duet_unlearn.attacks import NotApplicable, attack
 from duet_unlearn.attacks.copies import Way, altered, linear_layers, matrices
 from duet_unlearn.attacks.goal import Goal
+from duet_unlearn.attacks.packing import PACKINGS
 from duet_unlearn.attacks.plain import Plain
 from duet_unlearn.attacks.result import unwatched
 from duet_unlearn.attacks.weights import (
     GROUPED,
     NF4,
+    ROUNDINGS,
     Noise,
     Pruning,
     Quantisation,
@@ -102,10 +104,17 @@ def test_nf4_is_what_bitsandbytes_computes() -> None:
     torch.testing.assert_close(nf4(weight, group=64), functional.dequantize_4bit(packed, how))
 
 
+def test_without_bitsandbytes_its_packings_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("duet_unlearn.attacks.weights.can_pack", lambda: False)
+    assert [one.name for one in Quantisation().carry_out(tiny_subject(), GOAL)] == [*ROUNDINGS]
+    result = attack(tiny_subject(), Quantisation(formats=("bitsandbytes-nf4",)), GOAL)
+    assert (result.status, result.reason[:29]) == ("not applicable", "bitsandbytes is not installed")
+
+
 def test_quantisation_says_how_robust_the_model_is() -> None:
     """With nothing right before it is the share that is still not right."""
     found = Quantisation().carry_out(tiny_subject(), GOAL)
-    assert [one.name for one in found] == ["int8", "int4", "int4-64", "int4-32", "nf4"]
+    assert [one.name for one in found] == [*ROUNDINGS, *PACKINGS]
     assert all(one.numbers == {"before": 0.0, "robustness": 1 - one.score.value} for one in found)
     assert {one.score.value for one in found} == {0.0, 0.25}  # by chance: a random model rounded to 4 bits says "Tarn"
     taught = Goal("c", Lab.goal().wanted)  # known all: nothing that could come back, and no number

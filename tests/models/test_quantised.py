@@ -16,6 +16,8 @@ from test_conformance import PREFIX, QUESTIONS, Loaded, asking, fit, moved, naiv
 from transformers import AutoModelForCausalLM
 from workplace import Done, Workplace
 
+from duet_unlearn.attacks import packing
+from duet_unlearn.attacks.packing import Packing
 from duet_unlearn.config import LoraConfig
 from duet_unlearn.data.prompts import render
 from duet_unlearn.errors import UserError
@@ -54,6 +56,15 @@ def test_the_blocks_are_packed_and_the_head_is_not(one: Loaded) -> None:
     rough, exact = naive(one.model, ids).flatten(), naive(whole, ids).flatten()
     assert not torch.equal(rough, exact)
     assert torch.corrcoef(torch.stack([rough, exact]))[0, 1] > 0.8
+
+
+def test_an_attacker_who_packs_the_weights_gets_what_from_pretrained_packs(one: Loaded) -> None:
+    whole = one.again()
+    to: Packing = "bitsandbytes-int8" if packed(one) == "int8" else "bitsandbytes-nf4"
+    ids = render(one.words, asking(QUESTIONS[1]))
+    before = naive(whole, ids)
+    assert torch.equal(naive(packing.packed(whole, to), ids), naive(one.model, ids))
+    assert torch.equal(naive(whole, ids), before)
 
 
 def test_defect_13_adapters_on_a_packed_base_are_trained_and_saved_and_merged(one: Loaded, tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import math
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from duet_unlearn.attacks.copies import Way, altered, asked, bare, linear_layers
 from duet_unlearn.attacks.goal import Goal
+from duet_unlearn.attacks.packing import PACKINGS, Packing, can_pack, packed
 from duet_unlearn.attacks.plain import ASK_TOKENS
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Watch, unwatched
 from duet_unlearn.bounds import Count, Positive, Share, named
@@ -22,14 +23,15 @@ from duet_unlearn.evals.robustness import quantisation_robustness
 from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.teacher.decode import evaluating
 
-Format = Literal["int8", "int4", "int4-64", "int4-32", "nf4"]
-GROUPED: dict[Format, tuple[int, int | None]] = {
+Rounding = Literal["int8", "int4", "int4-64", "int4-32", "nf4"]
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
+GROUPED: dict[Rounding, tuple[int, int | None]] = {
     "int8": (8, None),
     "int4": (4, None),
     "int4-64": (4, 64),
     "int4-32": (4, 32),
 }
-"""Format -> bits, and how many weights of an output share a step size; None: all."""
+"""Rounding -> bits, and how many weights of an output share a step size; None: all."""
 NF4 = (
     -1.0,
     -0.6961928009986877,
@@ -60,14 +62,16 @@ class Quantisation:
     """Round the weights of every linear layer of the blocks, and ask.
 
     Unlearning moves weights a little, and coarse rounding may put them back where they were (arXiv 2410.16454).
-    Weights alone are rounded; activations, embeddings and head stay. The numbers: ``before``, the share right without
-    rounding, and ``robustness``, as ``quantisation_robustness`` has it.
+    Embeddings and head stay. The numbers: ``before``, the share right without rounding, and ``robustness``, as
+    ``quantisation_robustness`` has it.
     """
 
     name: Literal["quantisation"] = "quantisation"
-    formats: tuple[Format, ...] = ("int8", "int4", "int4-64", "int4-32", "nf4")
+    formats: tuple[Rounding | Packing, ...] = (*ROUNDINGS, *PACKINGS)
     """`int8`, `int4`: to the nearest of the steps of an output (a channel); `int4-64`, `int4-32`: so many weights of
-    an output share a step size; `nf4`: QLoRA's 16 levels, 64 weights share a scale."""
+    an output share a step size; `nf4`: QLoRA's 16 levels, 64 weights share a scale. Of these weights alone are rounded,
+    and computed with as before. `bitsandbytes-int8`, `bitsandbytes-nf4`: as that package packs them and computes with
+    them; left out where it is not installed."""
     title: ClassVar[str] = "Quantisation"
     access: ClassVar[Access] = "weights"
     metric: ClassVar[Metric] = "right"
@@ -82,9 +86,16 @@ class Quantisation:
     def carry_out(self, subject: Subject, goal: Goal, watch: Watch = unwatched) -> list[Instance]:
         """See ``Attack``."""
         held = bare(subject)
+        ways = [Way(to, partial(_rounded, to)) for to in ROUNDINGS if self.formats.count(to)]
+        packings = [to for to in PACKINGS if self.formats.count(to) and can_pack()]
+        if not ways and not packings:
+            raise NotApplicable("bitsandbytes is not installed (extra `quant`)")
         before = asked(held, goal, "before").score.value
-        ways = [Way(to, partial(_rounded, to)) for to in self.formats]
-        return [_with_robustness(one, before) for one in altered(held, goal, watch, ways)]
+        found = altered(held, goal, lambda done, _: watch(done, len(ways) + len(packings)), ways)
+        for to in packings:
+            found.append(asked(replace(held, model=packed(held.model, to)), goal, to))
+            watch(len(found), len(ways) + len(packings))
+        return [_with_robustness(one, before) for one in found]
 
 
 @dataclass(frozen=True)
@@ -163,7 +174,7 @@ class Noise:
         return altered(subject, goal, watch, ways)
 
 
-def rounded(weight_OI: Tensor, to: Format) -> Tensor:
+def rounded(weight_OI: Tensor, to: Rounding) -> Tensor:
     """A matrix as it is after quantising and dequantising, in fp32."""
     if to == "nf4":
         return nf4(weight_OI, group=NF4_GROUP)
@@ -229,7 +240,7 @@ def input_norms(held: ModelSubject, goal: Goal) -> list[Tensor]:
     return [torch.as_tensor(sums.get(layer, 1.0)).sqrt() for layer in layers]
 
 
-def _rounded(to: Format, _place: int, weight_OI: Tensor) -> Tensor:
+def _rounded(to: Rounding, _place: int, weight_OI: Tensor) -> Tensor:
     return rounded(weight_OI, to)
 
 
