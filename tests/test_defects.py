@@ -36,7 +36,7 @@ from duet_unlearn.evals.privacy import auc, auc_score, leak_at_k, min_k, min_k_p
 from duet_unlearn.evals.shift import performance_shift
 from duet_unlearn.evals.subject import ModelSubject, TokenScores
 from duet_unlearn.evals.suite import EvalSet, run_suite
-from duet_unlearn.job import _hash
+from duet_unlearn.job import hashed
 from duet_unlearn.losses import forward_kl, npo, undial
 from duet_unlearn.methods import Duet, Sft, Step
 from duet_unlearn.stats import bootstrap_mean, wilson
@@ -373,7 +373,7 @@ def test_defect_18_the_shots_are_part_of_the_question() -> None:
     """
     bare = Query("q", ({"role": "text", "content": "Question: Where?\nAnswer:"},), answer="Tarn")
     shown = replace(bare, messages=({"role": "text", "content": "Question: Who?\nAnswer: Mira\n\n" + bare.text},))
-    assert _hash([asdict(bare)]) != _hash([asdict(shown)])
+    assert hashed([asdict(bare)]) != hashed([asdict(shown)])
     tokenizer = tiny.tokenizer()
     assert render(tokenizer, shown.messages) != render(tokenizer, bare.messages)
     five, none = ({"q": {"right": wilson(5, n)}} for n in (10, 9))
