@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from sweeps import SMALL, results, write_suite
+from test_faults import refused
 from workplace import Done, Workplace, duet_process, write_workplace
 
 from duet_unlearn.api import unlearn
@@ -144,6 +145,14 @@ def test_a_finished_sweep_is_shown_and_nothing_is_done_again(whole: Path, duet: 
     assert {path: path.stat().st_mtime_ns for path in whole.glob("*/**/row.json")} == before
     as_json = duet("sweep", whole.parent / "suite.yaml", "--out", whole, "--json")
     assert json.loads(as_json.out)["counts"]["test"]["done"] == 8
+
+
+def test_a_run_of_a_sweep_is_purged_outside_of_it(whole: Path, duet: Duet, tmp_path: Path) -> None:
+    run = next(iter(sorted(whole.glob("test/duet/*"))))
+    refused(duet("purge", run, "--yes"), "is a run of a sweep", "purge the copy")
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    assert duet("purge", copy, "--yes").code == 0
+    assert (run / "samples").exists()
 
 
 def test_the_time_comes_first_and_then_a_line_a_run(workplace: Workplace, duet: Duet) -> None:

@@ -29,6 +29,8 @@ from duet_unlearn.runs import Run
 
 KEPT = ("model", "metrics.jsonl", "timings.json", "DONE")
 """What stays as it is: the student, and files that hold numbers alone."""
+SUITE = "suite.json"
+"""A file of a sweep's folder, which holds its runs."""
 OF_LM_EVAL = ("tasks", "packages", "results", "versions", "n-samples", "n-shot", "higher_is_better")
 """What stays of lm-eval's record: its prompts go."""
 
@@ -50,7 +52,7 @@ def plan_purge(path: Path | str) -> Purge:
     """What ``purge`` would delete. Writes nothing.
 
     Raises:
-        UserError: no such run, not finished, purged already; its method changes no weights.
+        UserError: no such run, not finished, purged already; its method changes no weights; a sweep counts on it.
     """
     folder = Path(path)
     if (folder / PURGING).exists():
@@ -62,6 +64,11 @@ def plan_purge(path: Path | str) -> Purge:
             f"{run.path}: {method_name(data.recipe)} changes no weights: its student needs the run's own files to hide"
             " what the model still knows",
             "delete the folder if nobody uses it; a method that trains leaves a model that stands alone",
+        )
+    if any((parent / SUITE).exists() for parent in run.path.resolve().parents[:3]):
+        raise UserError(
+            f"{run.path}: is a run of a sweep, whose other files hold the same words, and which would do it again",
+            "copy the folder out of the sweep and purge the copy; then delete the sweep",
         )
     return _planned(run.path, tuple(_notes(run, data)))
 
