@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import nn
@@ -71,13 +72,43 @@ class Relearn:
 
     def tokens(self, goal: Goal) -> int:
         """See ``Attack``."""
-        return _tokens(self, goal)
+        learnt = max(self.steps) * self.batch_size * ROW_TOKENS
+        return len(self.sources) * len(self.rates) * (learnt + len(self.steps) * len(goal.wanted) * ASK_TOKENS)
 
     def carry_out(self, subject: Subject, goal: Goal, watch: Watch = unwatched) -> list[Instance]:
         """See ``Attack``."""
-        held = bare(subject)
+        return list(self._instances(bare(subject), goal, watch))
+
+    def _instances(self, held: ModelSubject, goal: Goal, watch: Watch) -> Iterator[Instance]:
+        """Every source at every rate after every number of steps; one copy is trained in place, anew each time."""
+        offered = {"known": goal.known, "neighbours": goal.neighbours, "others": goal.others}
+        shown = {source: offered[source] for source in self.sources if offered[source]}
+        if not shown:
+            raise NotApplicable(f"there is no question with an answer to train on ({', '.join(self.sources)})")
         own = _adapted(held.model, self.rank, self.seed) if self.rank else every_weight(held.model)
-        return list(_instances(self, held, own, goal, watch))
+        rates, start = scaled(self.rates, own, at=self.rates_at), start_of(own)
+        for number, (source, rate) in enumerate(product(shown, rates)):
+            points = trained(
+                own,
+                held.tokenizer,
+                self._examples(held, shown[source]),
+                start=start,
+                rates=[rate],
+                steps=self.steps,
+                batch_size=self.batch_size,
+                seed=self.seed,
+            )
+            for _, step, now in points:
+                name = f"{source}, rate {rate:.2g}, {step} steps"
+                yield asked(replace(held, model=now), goal, name, family=source)
+            watch(number + 1, len(shown) * len(rates))
+
+    def _examples(self, held: ModelSubject, shown: Sequence[Query]) -> list[Example]:
+        """As many as are met at all."""
+        most = max(self.steps) * self.batch_size
+        if len(shown) > most:
+            shown = random.Random(f"relearn/{self.seed}").sample(shown, most)
+        return answers_of(held.tokenizer, shown)
 
 
 def with_adapters() -> Relearn:
@@ -92,58 +123,8 @@ def scaled(rates: Sequence[float], model: PreTrainedModel, *, at: int | None) ->
     return tuple(rate * at / size if at else rate for rate in rates)
 
 
-def _instances(
-    config: Relearn,
-    held: ModelSubject,
-    own: PreTrainedModel,
-    goal: Goal,
-    watch: Watch,
-) -> Iterator[Instance]:
-    """Every source at every rate after every number of steps; `own` is trained in place, anew each time."""
-    sources = [source for source in config.sources if _shown(goal, source)]
-    if not sources:
-        raise NotApplicable(f"there is no question with an answer to train on ({', '.join(config.sources)})")
-    rates, start = scaled(config.rates, own, at=config.rates_at), start_of(own)
-    done, total = 0, len(sources) * len(rates)
-    for source in sources:
-        examples = _examples(config, held, _shown(goal, source))
-        for rate in rates:
-            points = trained(
-                own,
-                held.tokenizer,
-                examples,
-                start=start,
-                rates=[rate],
-                steps=config.steps,
-                batch_size=config.batch_size,
-                seed=config.seed,
-            )
-            for _, step, now in points:
-                name = f"{source}, rate {rate:.2g}, {step} steps"
-                yield asked(replace(held, model=now), goal, name, family=source)
-            done += 1
-            watch(done, total)
-
-
-def _shown(goal: Goal, source: Source) -> tuple[Query, ...]:
-    return {"known": goal.known, "neighbours": goal.neighbours, "others": goal.others}[source]
-
-
-def _examples(config: Relearn, held: ModelSubject, shown: Sequence[Query]) -> list[Example]:
-    """As many as are met at all."""
-    most = max(config.steps) * config.batch_size
-    if len(shown) > most:
-        shown = random.Random(f"relearn/{config.seed}").sample(shown, most)
-    return answers_of(held.tokenizer, shown)
-
-
 def _adapted(model: PreTrainedModel, rank: int, seed: int) -> PreTrainedModel:
     """A copy with adapters inside, which alone are trained."""
     own: nn.Module = copy.deepcopy(model)
     add_lora(own, LoraConfig(rank=rank, alpha=2.0 * rank), seed=seed)  # type: ignore[arg-type]
     return own.eval()  # type: ignore[return-value]  # PEFT puts adapters into the model that it is given
-
-
-def _tokens(config: Relearn, goal: Goal) -> int:
-    learnt = max(config.steps) * config.batch_size * ROW_TOKENS
-    return len(config.sources) * len(config.rates) * (learnt + len(config.steps) * len(goal.wanted) * ASK_TOKENS)
