@@ -137,7 +137,7 @@ def test_the_command_prints_a_table_and_where_all_of_it_lies(duet: Duet, runs: d
     ("call", "message", "hint"),
     [
         (("RUN", "--recipe", "x.yaml"), "is a run, which has its own recipe", "leave --recipe"),
-        (("nowhere",), "does not say what it should have forgotten", "--recipe"),
+        (("nowhere",), "is no run (no recipe.yaml lies there)", "check the path; for a model, name a recipe"),
         (("RUN", "--suite", "quik"), "unknown attack suite 'quik'", "did you mean quick"),
         (("RUN", "--attack", "plan"), "unknown attack 'plan'", "did you mean plain"),
         (("nowhere", "--recipe", "RECIPE", "--like", "x"), "--like takes over results of a run", "leave it away"),

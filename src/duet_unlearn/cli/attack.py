@@ -65,7 +65,8 @@ def attack(
         )
     if not is_run and not recipe:
         raise UserError(
-            f"{what}: a model does not say what it should have forgotten", "name a recipe that does, with --recipe"
+            f"{what}: is no run (no recipe.yaml lies there), and a model does not say what it should have forgotten",
+            "check the path; for a model, name a recipe that says it, with --recipe",
         )
     if not is_run and like:
         raise UserError("--like takes over results of a run, and this is a model", "leave it away")
