@@ -26,7 +26,7 @@ FLOORS = (
     ("lab",),
     ("report",),
     ("queries",),
-    ("job", "work", "student", "attacked", "distil", "reinforced"),
+    ("job", "fits", "work", "student", "attacked", "distil", "reinforced"),
     ("audit", "export", "recovery"),
     ("api",),
     ("sweep",),

@@ -7,16 +7,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from duet_unlearn.config import Recipe
-from duet_unlearn.data.context import behind, in_context, takes_context, with_context
+from duet_unlearn.data.context import in_context, takes_context, with_context
 from duet_unlearn.data.examples import Example, Pick, Source, epochs_source
 from duet_unlearn.data.files import read_text
 from duet_unlearn.data.jsonl import read_queries
-from duet_unlearn.data.prompts import Prefix, answer_ids, render, render_answer
+from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.published import scheme_of
 from duet_unlearn.data.query import Message, Query
 from duet_unlearn.distil import check_undo, load_texts
@@ -24,12 +23,12 @@ from duet_unlearn.errors import UserError
 from duet_unlearn.evals.benchmarks import Ask, benchmark_sets, load_reference
 from duet_unlearn.evals.shift import performance_shift
 from duet_unlearn.evals.suite import EvalSet
+from duet_unlearn.fits import check_fits
 from duet_unlearn.lab import data as lab
 from duet_unlearn.lab.suite import lab_suite, shift_sets
 from duet_unlearn.lab.validation import validation_suite
 from duet_unlearn.lab.wordings import OPENERS, REFUSALS, REVERSE
 from duet_unlearn.methods import InContext, Learner, Material, Rmu, Trained, Uld, check_keeps, learner, packaged_texts
-from duet_unlearn.methods.bidirectional import Bidirectional, led_by
 from duet_unlearn.methods.material import Texts
 from duet_unlearn.runs import Run
 from duet_unlearn.stats import Score
@@ -53,8 +52,6 @@ ROUNDED = (
 
 
 Split = Literal["train", "validation"]
-TEMPLATE = 512
-"""Tokens that a chat template adds at most; what may come near the model's context is counted exactly."""
 
 
 @dataclass(frozen=True)
@@ -135,72 +132,9 @@ class Job:
         if isinstance(self.recipe.method, Learner):
             check_keeps(self.recipe.method, model.config.get_text_config().vocab_size)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._check_lengths(tokenizer, limit)
-        self._check_texts(tokenizer, limit)
+        if limit is not None:
+            check_fits(self, tokenizer, limit)
         return model, tokenizer
-
-    def _check_lengths(self, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> None:
-        """Every prompt, with prefix and opening, and the longest text behind it must fit into the model's context.
-
-        Raises:
-            UserError: a query does not; it is named with its lengths.
-        """
-        if limit is None:
-            return
-        usual = self.recipe.evaluate.max_new_tokens
-        asked = [
-            (query, opening, one.max_new_tokens or usual)
-            for one in self.suite()
-            for query, opening in zip(one.queries, one.prefill or cycle([""]), strict=False)
-        ]
-        for query, opening, new_tokens in [*self._trained(), *asked]:
-            prefix = None if self.shots else prefix_of(self.recipe).about(query.concept)  # never both
-            longest = max((query.answer or "", query.paraphrase or "", *(query.wrong or ())), key=len)
-            messages = behind(query.messages, self.shots) if self.shots else query.messages
-            texts = (prefix.said if prefix else "", opening, *(message["content"] for message in messages))
-            if _most_tokens(*texts) + max(_most_tokens(longest), new_tokens) + TEMPLATE <= limit:
-                continue
-            prompt = len(render(tokenizer, messages, prefix=prefix, prefill=opening))
-            room = max(1 + len(answer_ids(tokenizer, query.messages, longest)), new_tokens)
-            if prompt + room > limit:
-                raise UserError(
-                    f"query {query.id!r}: {prompt} tokens of prompt and {room} of answer exceed the model's {limit}",
-                    self._shorten(query),
-                )
-
-    def _trained(self) -> list[tuple[Query, str, int]]:
-        """Every query that is trained on, at its longest, with what opens its answer and tokens that may follow."""
-        forget, retain = (*self.forget, *self.validation_forget), (*self.retain, *self.validation_retain)
-        queries, room = self.in_both((*forget, *retain, *self.neighbours)), self.recipe.evaluate.max_new_tokens
-        if not (isinstance(method := self.recipe.method, Bidirectional) and method.attacks):
-            return [(query, "", room) for query in queries]
-        lead = max(self.reversals, key=len) if "reverse" in method.attacks else ""
-        room = max(room, method.opening_tokens + method.forbidden_tokens, method.opening_tokens + method.positions)
-        return [(led_by(q, lead) if lead else q, max(self.openers, key=len), room) for q in queries]
-
-    def _check_texts(self, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> None:
-        """Every text to distil on must fit, as ``_check_lengths`` says of queries."""
-        if limit is None:
-            return
-        for query in self.texts:
-            answer = query.answer or ""
-            if _most_tokens(answer, *(message["content"] for message in query.messages)) + TEMPLATE <= limit:
-                continue
-            if (length := len(render_answer(tokenizer, query.messages, answer)[0])) > limit:
-                raise UserError(
-                    f"data.distil: {query.id!r} has {length} tokens, more than the model's {limit}",
-                    "cut its text into shorter ones",
-                )
-
-    def _shorten(self, query: Query) -> str:
-        """What can be done about a prompt that is too long."""
-        shots = self.recipe.evaluate.shots
-        if not query.id.startswith("mmlu/"):
-            front = "the examples (method.forget_shots)" if self.shots else "the prefix"
-            return f"shorten the query, its answer, {front}, data.context or evaluate.max_new_tokens"
-        if shots:
-            return f"lower evaluate.shots (it is {shots}), or take a model that reads more tokens"
-        return "it is one MMLU question alone: take a model that reads more tokens, or mmlu out of evaluate.benchmarks"
 
     def asked(self, split: Split, openings: Mapping[str, Sequence[Opening]] | None = None) -> list[Asked]:
         """The rows of a split; `openings` for a method that needs them."""
@@ -387,11 +321,6 @@ def set_in_context(eval_set: EvalSet, context: Sequence[Message]) -> EvalSet | N
         queries=tuple(in_context(eval_set.queries[i], context) for i in fit),
         prefill=tuple(eval_set.prefill[i] for i in fit) if eval_set.prefill is not None else None,
     )
-
-
-def _most_tokens(*texts: str) -> int:
-    """No tokeniser of ours makes more tokens of a text than it has bytes, and a mark for its beginning."""
-    return sum(len(text.encode()) + 1 for text in texts)
 
 
 def _under(concepts: Sequence[str], queries: Sequence[Query]) -> tuple[Query, ...]:
