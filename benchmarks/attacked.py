@@ -1,6 +1,7 @@
 """What comes back: the attacks of `duet attack` on every method of a finished sweep, in docs/results.md.
 
 python benchmarks/attacked.py SWEEP_DIR [--workers 2]   attack the sweep's kept students, then keep and show it
+python benchmarks/attacked.py SWEEP_DIR --robust DIR    and those of a finished `duet sweep benchmarks/robust.yaml`
 python benchmarks/attacked.py --render-only             the page again, from results/attacked.json
 
 Every method of the sweep meets the suite `standard` on one story with one seed; the five that keep at least 90 % of the
@@ -95,6 +96,19 @@ def attack_all(sweep: Path, workers: int, rounds: int) -> Result:
     }
 
 
+def attack_robust(robust: Path, sweep: Path, workers: int) -> Result:
+    """The suite `standard` on all tests of the second sweep, beside what the first found of base and oracle."""
+    table, first = (json.loads((one / "results.json").read_text(encoding="utf-8")) for one in (robust, sweep))
+    names = [one["name"] for one in table["methods"] if not one["failed"]]
+    test = table["protocol"]["test"]
+    runs = [f"{target}-{seed}" for target in test["targets"] for seed in test["seeds"]]
+    leader = sweep / "test" / first["methods"][0]["name"]
+    like = {target: leader / f"{target}-{test['seeds'][0]}" for target in test["targets"]}
+    _round("standard", [[robust / "test" / name / run for name in names for run in runs]], workers, like=like)
+    found = {name: {run: read(robust / "test" / name / run) for run in runs} for name in names}
+    return {"kept": {name: kept(table, name) for name in names}, "runs": found}
+
+
 def _round(suite: str, waves: Sequence[Sequence[Path]], workers: int, *, like: Mapping[str, Path]) -> None:
     """`duet attack` on runs, wave by wave: the first makes what the others take over."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -161,9 +175,14 @@ def kept(table: Mapping[str, Any], method: str) -> float:
 
 
 def choose(found: Mapping[str, Result], keep: Mapping[str, float]) -> list[str]:
-    """The five methods that give least away among those that keep enough."""
+    """The five methods that give least away among those that keep enough: in the worst case; of equals, to whoever has
+    no weights; and so on. Of two that leave the same student (both variants of SHRED here) the first."""
     fit = [name for name in found if keep[name] >= KEEPS]
-    return sorted(fit, key=lambda name: worst(found[name])[0])[:BEST]
+    order = sorted(fit, key=lambda name: [worst(found[name], ACCESS[:end])[0] for end in range(len(ACCESS), 0, -1)])
+    students: dict[str, str] = {}
+    for name in order:
+        students.setdefault(json.dumps([found[name][one].get("above") for one in sorted(found[name])]), name)
+    return [*students.values()][:BEST]
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
@@ -213,6 +232,7 @@ def tables(found: Result) -> str:
         _spread(found),
         _each(found, target, order),
         _full(found),
+        _robust(found),
     ]
     return "\n\n".join(filter(None, parts))
 
@@ -234,9 +254,14 @@ def _spread(found: Result) -> str:
     rows = []
     for name in found["best"]:
         runs = list(found["runs"][name].values())
-        by = [[worst(one, [access])[0] for one in runs] for access in ACCESS] + [[worst(one)[0] for one in runs]]
-        rows.append([name, str(len(runs)), *(_mean(values) for values in by)])
+        rows.append([name, str(len(runs)), *_leaks(runs)])
     return "The five that keep at least 90 % and give least away, over stories and seeds:\n\n" + _table(head, rows)
+
+
+def _leaks(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A cell for each access and one for the worst case, means over runs."""
+    by = [[worst(one, [access])[0] for one in runs] for access in ACCESS] + [[worst(one)[0] for one in runs]]
+    return [_mean(values) for values in by]
 
 
 def _each(found: Result, target: str, order: Sequence[str]) -> str:
@@ -261,6 +286,20 @@ def _full(found: Result) -> str:
     head = ["method", *(WORDS[one] for one in ACCESS), "worst case", "by"]
     rows = [[name, *_cells(attacks)] for name, attacks in found["full"].items()]
     return "The suite `full`, with all instances and longer searches:\n\n" + _table(head, rows)
+
+
+def _robust(found: Result) -> str:
+    """What was made to be hard to bring back, beside the methods it is made of; nothing where it was not measured."""
+    if "robust" not in found:
+        return ""
+    beside = {name: runs for name, runs in found["runs"].items() if name in FULL and len(runs) > 1}
+    shares = found["kept"] | found["robust"]["kept"]
+    head = ["method", "runs", "kept", *(WORDS[one] for one in ACCESS), "worst case"]
+    rows = [
+        [name, str(len(runs)), f"{100 * shares[name]:.0f}", *_leaks(list(runs.values()))]
+        for name, runs in (found["robust"]["runs"] | beside).items()
+    ]
+    return "Made to be hard to bring back, over the same stories and seeds:\n\n" + _table(head, rows)
 
 
 def _score(cell: Mapping[str, Any] | None) -> str:
@@ -336,14 +375,22 @@ def main() -> None:
     parser.add_argument("sweep", nargs="?", type=Path, help="folder of a finished `duet sweep lab`")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
-        "--rounds", type=int, default=3, help="1: every method on one story; 2: the best on all; 3: full"
+        "--rounds",
+        type=int,
+        default=3,
+        help="1: every method on one story; 2: the best on all; 3: full; 0: none, keep what was found",
     )
+    parser.add_argument("--robust", type=Path, help="folder of a finished `duet sweep benchmarks/robust.yaml`")
     parser.add_argument("--render-only", action="store_true")
     args = parser.parse_args()
     if not args.render_only:
         if args.sweep is None:
             parser.error("name the sweep's folder")
-        atomic_write_json(RESULTS, attack_all(args.sweep, args.workers, args.rounds))
+        known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+        found = known | (attack_all(args.sweep, args.workers, args.rounds) if args.rounds else {})
+        if args.robust:
+            found["robust"] = attack_robust(args.robust, args.sweep, args.workers)
+        atomic_write_json(RESULTS, found)
     render(json.loads(RESULTS.read_text(encoding="utf-8")))
 
 

@@ -62,6 +62,29 @@ def test_the_best_are_those_that_give_least_away_of_those_that_keep_enough() -> 
     assert attacked.choose(found, {"a": 0.5, "b": 0.95, "c": 0.9}) == ["c", "b"]
 
 
+def test_of_equals_the_worst_without_weights_decides_and_the_same_student_counts_once() -> None:
+    import attacked
+
+    leaks = {"a": (0.4, 1.0), "again": (0.4, 1.0), "b": (0.2, 1.0), "c": (0.5, 0.9)}
+    found = {name: {"reverse": one("chat", by), "relearn": one("weights", all_)} for name, (by, all_) in leaks.items()}
+    assert attacked.choose(found, dict.fromkeys(leaks, 1.0)) == ["c", "b", "a"]
+
+
+def test_what_was_made_robust_stands_beside_what_it_is_made_of() -> None:
+    import attacked
+
+    runs = {"gate-0": {"reverse": one("chat", 0.2)}, "gate-1": {"reverse": one("chat", 0.4)}}
+    found = {
+        "kept": {"duet": 0.94, "undo": 0.8, "npo": 0.7},
+        "runs": {"duet": runs, "undo": {"gate-0": runs["gate-0"]}, "npo": runs},
+        "robust": {"kept": {"robust": 0.9}, "runs": {"robust": runs}},
+    }
+    *_, first, second = attacked._robust(found).splitlines()
+    assert first == "| robust | 2 | 90 | 30 ± 14 | n/a | n/a | n/a | 30 ± 14 |"
+    assert second.startswith("| duet | 2 | 94 |")
+    assert attacked._robust({}) == ""
+
+
 def test_the_page_says_what_was_measured() -> None:
     import attacked
 
