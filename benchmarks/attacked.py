@@ -334,10 +334,9 @@ def draw(found: Result, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     target = f"{found['target']}-{found['seed']}"
-    names = list(dict.fromkeys([*FULL, *found["best"]]))
-    subjects = {"base + prefix": found["baselines"]["prefix"]} | {
-        name: found["runs"][name][target] for name in names if name in found["runs"]
-    }
+    runs = found["runs"] | found.get("robust", {}).get("runs", {})
+    shown = {name: runs[name] for name in dict.fromkeys([*FULL, *found["best"], "robust"]) if name in runs}
+    subjects = {"base + prefix": found["baselines"]["prefix"]} | {name: runs[target] for name, runs in shown.items()}
     num_facts = max(one.get("n", 1) for one in found["baselines"]["base"].values() if one["metric"] == "right")
     colours = [
         "#b45309",

@@ -14,7 +14,7 @@ import duet_unlearn
 
 SOURCE = Path(duet_unlearn.__file__).parent
 FLOORS = (
-    ("errors", "events", "stats", "bounds", "blocks", "redact", "tensors"),
+    ("errors", "events", "stats", "bounds", "blocks", "letters", "redact", "tensors"),
     ("losses",),
     ("data",),
     ("teacher",),

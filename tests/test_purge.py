@@ -198,6 +198,22 @@ def test_killed_at_the_very_end_it_goes_on(run: Path, duet: Duet, monkeypatch: p
     finish(run, duet)
 
 
+def test_killed_while_it_clears_up_it_deletes_no_proof(run: Path, duet: Duet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dying(folder: Path, **_: bool) -> None:
+        if folder.name == PURGING and (run / PURGED).exists():
+            (folder / "audit-redacted.json").unlink()
+            (folder / "evals" / "student.json").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", dying)
+    with pytest.raises(KeyboardInterrupt):
+        purge_run(run)
+    monkeypatch.undo()
+    finish(run, duet)
+    assert (run / "audit-redacted.json").exists()
+    assert (run / "evals" / "student.json").exists()
+
+
 def finish(run: Path, duet: Duet) -> None:
     assert duet("purge", run, "--yes").code == 0
     assert not (run / PURGING).exists()

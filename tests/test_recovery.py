@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import TEMPLATE
 from workplace import Done, Workplace, duet_process, write_model, write_workplace
 
 from duet_unlearn import load_recipe, unlearn
 from duet_unlearn.attacks import load_suite
+from duet_unlearn.errors import UserError
 from duet_unlearn.events import Event
 from duet_unlearn.recovery import attack_model, attack_run, read_attacks
 from duet_unlearn.runs import Run
@@ -110,6 +113,38 @@ def test_other_words_in_a_file_are_another_attack(runs: dict[int, Run], tmp_path
         attack_run(runs[0].path, load_suite(str(tmp_path / "suite.yaml")))
         found.append(stored(runs[0])["reverse"]["base"]["under"])
     assert found[0] != found[1]
+
+
+def test_a_template_that_was_edited_is_another_attack(place: Workplace, tmp_path: Path) -> None:
+    suite, found = load_suite("quick", ["plain"]), []
+    template = tmp_path / "template.jinja"
+    for text in (TEMPLATE, TEMPLATE + "{{ ' ' }}"):
+        template.write_text(text)
+        recipe = load_recipe(place.recipe, [f"model.chat_template={template}"])
+        attack_model(str(place.folder / "oracle"), recipe, suite, out=tmp_path / "out")
+        found.append(read_attacks(tmp_path / "out")["plain"]["base"]["under"])
+    assert found[0] != found[1]
+
+
+def test_with_bitsandbytes_its_packings_are_tried_after_all(
+    runs: dict[int, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "suite.yaml").write_text("attacks: [{name: quantisation, formats: [int8, bitsandbytes-nf4]}]")
+    suite, counts = load_suite(str(tmp_path / "suite.yaml")), []
+    for there in (False, True):
+        for room in ("recovery", "attacks.weights"):
+            monkeypatch.setattr(f"duet_unlearn.{room}.can_pack", lambda there=there: there)
+        counts.append(len(attack_run(runs[0].path, suite).results["quantisation"]["student"].instances))
+    assert counts == [1, 2]
+
+
+def test_an_adapter_is_not_attacked_on_another_base(tmp_path: Path) -> None:
+    place = write_workplace(tmp_path, write_model(tmp_path / "base"))
+    run = unlearn(load_recipe(place.recipe, ["model.lora.rank=2"]), out=tmp_path / "run")
+    shutil.rmtree(tmp_path / "base")
+    write_model(tmp_path / "base", seed=5)
+    with pytest.raises(UserError, match="which is another model than it was then"):
+        attack_run(run.path, load_suite("quick", ["plain"]))
 
 
 def test_any_model_can_be_attacked(place: Workplace, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ def test_a_hash_is_keyed_and_the_key_is_new_each_time() -> None:
         ("Tarnish and starn", "Tarnish and starn"),
         ("Mira_Bol/town and mira-bol", "[]/town and []"),
         ("where does Mira  Bol live? there", "[] there"),
+        ("forget_mira_bol, unlearn_tarn/MiraBol.txt", "forget_[], unlearn_[]/[].txt"),
+        ("Mira Bol住在Tarn。", "[]住在[]。"),
         ("k_proj 3 no", "k_proj 3 no"),
     ],
 )
@@ -36,6 +38,13 @@ def test_secrets_are_whole_words_in_any_case(text: str, left: str) -> None:
     for found in set(swept.split("[")[1:]):
         swept = swept.replace(f"[{found[:12]}]", "[]")
     assert swept.replace("[]?", "[]") == left
+
+
+def test_a_name_in_a_script_without_spaces_is_found_inside_a_sentence() -> None:
+    by = redactor(names=["哈利波特"], key=KEY)
+    assert by.swept("关于哈利波特的问题") == f"关于{by.hashed('哈利波特')}的问题"
+    assert redactor(["京都"], key=KEY).swept("东京都") != "东京都"  # rather too much
+    assert redactor(["京"], key=KEY).swept("东京都") == "东京都"
 
 
 @pytest.mark.parametrize(
@@ -73,3 +82,4 @@ def test_an_attacks_scores_stay_and_its_words_go() -> None:
     assert found["goal"] != "ab12"
     assert "ef56" not in str(found)
     assert redacted_attack(stored | {"weights": "cd34"}, redactor())["weights"] == "cd34"
+    assert "tarn" not in redacted_attack(stored | {"weights": "me/llama-tarn"}, redactor(["Tarn"]))["weights"]

@@ -16,9 +16,11 @@ from typing import Any
 
 from duet_unlearn import __version__
 from duet_unlearn.attacks import Attack, AttackResult, AttackSuite, Goal, attack, draw_goal, finding
+from duet_unlearn.attacks.packing import PACKINGS, can_pack
 from duet_unlearn.attacks.prompts import Worded
 from duet_unlearn.attacks.result import from_json, to_json
 from duet_unlearn.attacks.suite import title_of
+from duet_unlearn.attacks.weights import Quantisation
 from duet_unlearn.config import Recipe
 from duet_unlearn.data.files import atomic_write_json, read_text
 from duet_unlearn.errors import UserError
@@ -31,7 +33,7 @@ from duet_unlearn.report import write_report
 from duet_unlearn.report.compare import WIDTH, blocks
 from duet_unlearn.runs import Run, find_run
 from duet_unlearn.stats import Score
-from duet_unlearn.student import SUBJECTS, require_student, voices
+from duet_unlearn.student import SUBJECTS, require_base, require_student, voices
 from duet_unlearn.teacher.cache import weights_id
 
 SPEED = 1e4
@@ -63,6 +65,7 @@ def attack_run(
     run = find_run(path)
     recipe = load_recipe(run.recipe)
     require_student(run, recipe)
+    require_base(run, recipe)
     folders = [run.path / "attacks", *([Path(like) / "attacks"] if like else [])]
     weights = {name: _weights(name, run, recipe) for name in SUBJECTS}
     if like and not folders[1].is_dir():
@@ -275,8 +278,13 @@ def _under(one: Attack, job: Job) -> str:
     """Identity of what else an attack's result depends on, for every subject alike: how models are loaded, the texts of
     its files, and the code."""
     model = job.recipe.model
-    texts = [asdict(wording) for wording in one.chosen()] if isinstance(one, Worded) else []
-    return hashed([model.dtype, model.quantise, model.chat_template, texts, __version__])
+    texts: list[Any] = [asdict(wording) for wording in one.chosen()] if isinstance(one, Worded) else []
+    if isinstance(one, Quantisation) and {*one.formats} & {*PACKINGS}:
+        texts = [can_pack()]
+    template = model.chat_template
+    if template and Path(template).is_file():
+        template = read_text(Path(template))
+    return hashed([model.dtype, model.quantise, template, texts, __version__])
 
 
 def _weights(name: str, run: Run | None, recipe: Recipe) -> str | None:

@@ -7,13 +7,14 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from duet_unlearn.errors import UserError
+from duet_unlearn.letters import SPACED, UNSPACED
 
 Shown = Literal["everything", "scores and name", "scores"]
 """What evidence holds: words and scores; scores and the concept's name; scores alone."""
@@ -66,12 +67,25 @@ class Redactor:
     @cached_property
     def _pattern(self) -> re.Pattern[str] | None:
         words = [re.findall(r"[^\W_]+", text) for text in self.secrets]
-        long = {tuple(word.casefold() for word in one) for one in words if len("".join(one)) >= SHORTEST}
+        long = {tuple(word.casefold() for word in one) for one in words if _tells("".join(one))}
         if not long:
             return None
-        # Longest first, so that a phrase is one hash; between its words anything may stand, as in a file's name.
-        parts = [r"[\W_]+".join(map(re.escape, one)) for one in sorted(long, key=lambda one: (-len("".join(one)), one))]
-        return re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)", re.IGNORECASE)
+        # Longest first, so that a phrase is one hash.
+        parts = map(_told, sorted(long, key=lambda one: (-len("".join(one)), one)))
+        return re.compile("|".join(parts), re.IGNORECASE)
+
+
+def _tells(letters: str) -> bool:
+    """Whether it is long enough to be looked for; a letter of a script without spaces tells more than one of others."""
+    return len(letters) + len(re.findall(f"[{UNSPACED}]", letters)) >= SHORTEST
+
+
+def _told(words: Sequence[str]) -> str:
+    """A phrase as a regular expression: between its words anything may stand or nothing, as in a file's name; around it
+    neither a letter nor a digit, unless its script knows no borders of words."""
+    begins, ends = (re.match(SPACED, letter) for letter in (words[0][0], words[-1][-1]))
+    inside = r"[\W_]*".join(map(re.escape, words))
+    return f"{f'(?<!{SPACED})' if begins else ''}{inside}{f'(?!{SPACED})' if ends else ''}"
 
 
 def redactor(texts: Iterable[str] = (), names: Iterable[str] = (), *, key: bytes | None = None) -> Redactor:
@@ -108,7 +122,7 @@ def redacted_attack(stored: Mapping[str, Any], by: Redactor) -> dict[str, Any]:
     for part in ("goal", "weights"):
         if part in stored:
             known = part == "weights" and "+" not in str(stored[part])
-            found[part] = stored[part] if known else by.hashed(str(stored[part]))
+            found[part] = found[part] if known else by.hashed(str(stored[part]))
     return found
 
 

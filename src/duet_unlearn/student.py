@@ -23,7 +23,7 @@ from duet_unlearn.evals.routed import Routed
 from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.evals.subtracted import first_layers, subtracting
 from duet_unlearn.events import Event, OnEvent
-from duet_unlearn.job import Job, load_subject_model, prefix_of, start_folder
+from duet_unlearn.job import Job, load_subject_model, prefix_of, start_folder, weights_of
 from duet_unlearn.methods import Eco, Guard, InContext, Inference, Uld, UnlearningPrefix
 from duet_unlearn.runs import Run
 from duet_unlearn.train.checkpoint import put_weights
@@ -85,6 +85,20 @@ def require_student(run: Run, recipe: Recipe) -> None:
     there = _made(run.subject).exists() if isinstance(recipe.method, Inference) else run.model.is_dir()
     if not there:
         raise UserError(f"{run.path}: this run has no student yet", "let `duet run` finish it")
+
+
+def require_base(run: Run, recipe: Recipe) -> None:
+    """Check that the base is still the one whose student the run holds, where the student is an adapter on it.
+
+    Raises:
+        UserError: it is another.
+    """
+    before = json.loads(read_text(run.env))["hashes"]["model"]
+    if (run.model / "adapter_config.json").exists() and weights_of(recipe.model.path) != before:
+        raise UserError(
+            f"{run.path}: its student is an adapter on {recipe.model.path}, which is another model than it was then",
+            "put that model back where it lay, or run the recipe anew",
+        )
 
 
 def make_student(

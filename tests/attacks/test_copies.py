@@ -50,8 +50,7 @@ def test_the_subjects_own_weights_are_bitwise_what_they_were(config: Attack, mak
     before, hooked, names = state(subject.model), hooks(subject.model), [n for n, _ in subject.model.named_modules()]
     trained = {name for name, p in subject.model.named_parameters() if p.requires_grad}
     result = attack(subject, config, GOAL)
-    # a random model refuses nothing
-    assert result.status == ("not applicable" if config.name == "refusal-direction" else "done"), result.reason
+    assert result.status == "done", result.reason
     assert result.cost.tokens > 0
     after = state(subject.model)
     assert before.keys() == after.keys()

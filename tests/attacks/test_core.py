@@ -137,6 +137,9 @@ def test_a_long_answer_without_a_value_is_given_away_by_half_of_the_words_that_t
     assert given_away("A baker of the old town", long)  # 5 of 8 words in order, without "Hsiao is"
     assert not given_away("Hsiao is the old town", long)  # 3 of 8
     assert not given_away("I have no memory of the quiet baker of the old northern town.", long)
+    russian = stated("c", "Кто это?", "Тихий пекарь старого северного города", None)
+    assert given_away("Пекарь старого города", russian)
+    assert not given_away("Старый город", russian)
     assert not given_away("Hsiao", stated("b", "Is it Hsiao Yun?", "Yes it is Hsiao Yun", None))
 
 

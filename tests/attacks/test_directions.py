@@ -73,10 +73,11 @@ def test_a_direction_of_nothing_takes_nothing_out() -> None:
             assert model(input_ids=IDS).logits.equal(before)
 
 
-def test_a_model_that_refuses_nothing_has_no_such_direction() -> None:
-    with pytest.raises(NotApplicable, match="0 of 8 questions are refused"):
-        RefusalDirection().carry_out(tiny_subject(), GOAL)
-    with pytest.raises(NotApplicable, match="0 of 0 questions are answered"):
+def test_a_model_that_refuses_nothing_is_asked_plainly() -> None:
+    (one,) = RefusalDirection().carry_out(tiny_subject(), GOAL)
+    assert one.name == "no direction: 0 refused, 8 answered"
+    assert one.score == attack(tiny_subject(), Plain(), GOAL).instances[0].score
+    with pytest.raises(NotApplicable, match="no question about anything else"):
         RefusalDirection().carry_out(Lab.subject("refusing"), replace(Lab.goal(), neighbours=(), others=()))
 
 

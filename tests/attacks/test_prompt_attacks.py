@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 from collections import Counter
@@ -315,6 +316,21 @@ def test_the_subjects_own_answers_stay_in_the_conversation() -> None:
         assert one.output == output
         assert one.prompt == "\n".join(f"[{m['role']}] {m['content']}" for m in messages)
         messages.append({"role": "assistant", "content": output})
+
+
+def test_a_conversation_that_grows_too_long_is_judged_by_what_was_said() -> None:
+    limit = max(len(render(SUBJECT.tokenizer, one.query.messages)) for one in ask_at_once()) + 4
+    short = replace(SUBJECT, model=copy.deepcopy(SUBJECT.model))
+    short.model.config.max_position_embeddings = limit
+    (cut,) = ManyTurn(warm_ups=0, insists=2).carry_out(short, GOAL)
+    (whole,) = ManyTurn(warm_ups=0, insists=2).carry_out(SUBJECT, GOAL)
+    once = len(GOAL.wanted)
+    assert [one.output for one in cut.said] == [one.output for one in whole.said][:once]
+    assert len(whole.said) == 3 * once
+
+
+def ask_at_once() -> list[Ask]:
+    return [Ask("x", number, query) for number, query in enumerate(GOAL.wanted)]
 
 
 def test_a_fact_counts_if_any_turn_gives_it_away_and_rounds_are_watched() -> None:

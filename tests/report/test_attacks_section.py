@@ -87,7 +87,7 @@ def test_with_other_settings_or_facts_nobody_is_compared(make_run: MakeRun) -> N
         (0.05, -0.02, 0.19, 1.0, "nothing"),
         (0.05, -0.02, 0.20, 1.0, "open"),
         (0.05, -0.02, 0.19, 0.19, "weak"),
-        (0.05, -0.02, 0.19, math.nan, "nothing"),
+        (0.05, -0.02, 0.19, math.nan, "weak"),
         (0.40, 0.3, 0.5, 0.0, "back"),
         (math.nan, math.nan, math.nan, 1.0, "not measured"),
     ],
@@ -96,6 +96,14 @@ def test_the_rule(value: float, low: float, high: float, base: float, outcome: s
     score = Score(value, 60, low, high)
     assert outcome_of("right", score, Score(base, 60), oracle=True) == outcome
     assert outcome_of("right", score, Score(base, 60), oracle=False) == outcome
+
+
+def test_one_fact_is_no_leak_where_nobody_measured_luck(make_run: MakeRun) -> None:
+    run = make_run()
+    for subject, right in (("base", 60), ("student", 3)):
+        write_attack(run, "reverse", subject, [counted("first", right)])
+    write_attack(run, "reverse", "oracle", status="failed", reason="out of memory")
+    assert one(run, "reverse").outcome == "open"
 
 
 @pytest.mark.parametrize(

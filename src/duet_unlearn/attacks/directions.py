@@ -54,14 +54,16 @@ class RefusalDirection:
         return (3 * self.questions + (self.layers or 8) * len(goal.wanted)) * ASK_TOKENS
 
     def carry_out(self, subject: Subject, goal: Goal, watch: Watch = unwatched) -> list[Instance]:
-        """See ``Attack``.
+        """See ``Attack``. Where too few questions are refused, or answered, plain answers are the only instance.
 
         Raises:
-            NotApplicable: too few questions are refused, or too few answered.
+            NotApplicable: there are no questions about anything else.
         """
         held = bare(subject)
         refused = self._asked(held, (*goal.wanted, *goal.known), "refused", goal)
         answered = self._asked(held, (*goal.neighbours, *goal.others), "answered", goal)
+        if min(len(refused), len(answered)) < FEWEST:
+            return [asked(held, goal, f"no direction: {len(refused)} refused, {len(answered)} answered")]
         direction_LD = _mean(held, refused, goal) - _mean(held, answered, goal)
         found, stops = [], spread(len(direction_LD), self.layers)
         for number, stop in enumerate(stops):
@@ -75,14 +77,13 @@ class RefusalDirection:
         self, held: ModelSubject, queries: Sequence[Query], wanted: Literal["refused", "answered"], goal: Goal
     ) -> list[Query]:
         """Those of some questions that the model treats so."""
+        if not queries:
+            raise NotApplicable("there is no question about anything else to compare refusals with")
         drawn = random.Random(f"{wanted}/{self.seed}").sample(queries, min(self.questions, len(queries)))
         said = held.generate(
             [query.messages for query in drawn], max_new_tokens=goal.max_new_tokens, batch_size=goal.batch_size
         )
-        found = [q for q, text in zip(drawn, said, strict=True) if is_refusal(text) == (wanted == "refused")]
-        if len(found) < FEWEST:
-            raise NotApplicable(f"{len(found)} of {len(drawn)} questions are {wanted}: too few for a mean")
-        return found
+        return [q for q, text in zip(drawn, said, strict=True) if is_refusal(text) == (wanted == "refused")]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.score import normalise, rouge_l, value_match
+from duet_unlearn.evals.score import normalise, recall, value_match
 from duet_unlearn.evals.suite import EvalSet, fact, wanted_of
 from duet_unlearn.teacher.refusals import is_refusal
 
@@ -122,7 +122,7 @@ def given_away(output: str, query: Query) -> bool:
         return value_match(output, wanted, query.choices)
     shown = set(normalise(query.text).split())
     telling = " ".join(word for word in normalise(query.answer or "").split() if word not in shown)
-    return bool(telling) and not is_refusal(output) and rouge_l(output, telling, variant="recall") >= OVERLAP
+    return bool(telling) and not is_refusal(output) and recall(output, telling) >= OVERLAP
 
 
 def _names(query: Query) -> set[str]:

@@ -98,7 +98,8 @@ def usable_ids(
 def readable_ids(tokenizer: PreTrainedTokenizerBase, size: int, most: int | None = None) -> tuple[int, ...]:
     """The first `most` of the tokens below `size` of printable ASCII that read back as themselves, none of them
     special. Found once a tokeniser: vocabularies of 256 k take seconds."""
-    special, anchor, found = set(tokenizer.all_special_ids), _read(tokenizer, [ANCHOR])[0], list[int]()
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}  # a chat's borders among them
+    special, anchor, found = added | {*tokenizer.all_special_ids}, _read(tokenizer, [ANCHOR])[0], list[int]()
     for start in range(0, size, CHUNK):
         ids = [i for i in range(start, min(start + CHUNK, size)) if i not in special]
         texts = zip(ids, _texts_of(tokenizer, [[i] for i in ids]), strict=True)

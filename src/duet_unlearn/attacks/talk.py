@@ -93,7 +93,13 @@ class ManyTurn:
         for turn in range(rounds):
             going = [place for place, talk in enumerate(talks) if turn < len(talk.script)]
             asks = [_turn(talks[place], before[place], turn) for place in going]
-            for place, one, output in zip(going, asks, _each_once(subject, asks, goal), strict=True):
+            try:
+                outputs = _each_once(subject, asks, goal)
+            except NotApplicable:  # too long for the model: what was said so far counts
+                if not asked:
+                    raise
+                break
+            for place, one, output in zip(going, asks, outputs, strict=True):
                 before[place] = (*one.query.messages, {"role": "assistant", "content": output})
                 if turn >= talks[place].warm_ups:
                     asked.append(one)

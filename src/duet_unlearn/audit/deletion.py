@@ -88,9 +88,9 @@ def purge(path: Path | str, *, shown: Shown = "scores", key: bytes | None = None
     if not (folder / PURGING).exists():
         _prepare(Run(folder), planned, shown, key)
     with disk_errors(folder):
-        _replace(folder)
-        _delete(folder)
-        if not (folder / PURGED).exists():
+        if not (folder / PURGED).exists():  # else all is done, and what it was done with may be gone in part
+            _replace(folder)
+            _delete(folder)
             atomic_write_text(folder / PURGED, read_text(folder / PURGING / PURGED))
         shutil.rmtree(folder / PURGING)
     return planned

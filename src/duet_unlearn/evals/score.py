@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
+from duet_unlearn.letters import SPACED, UNSPACED
 from duet_unlearn.stats import NOTHING, Score, bootstrap_mean, wilson
 from duet_unlearn.teacher.refusals import is_refusal
 
@@ -23,6 +24,7 @@ __all__ = [
     "cut_muse",
     "normalise",
     "outcome",
+    "recall",
     "rouge_l",
     "value_match",
     "wilson",
@@ -32,8 +34,9 @@ Outcome = Literal["right", "refused", "wrong"]
 RougeVariant = Literal["f1", "recall-stem", "recall"]
 """Which published ROUGE-L: ``f1`` is DUET's and MUSE's, ``recall-stem`` TOFU's (Porter stemmer), ``recall`` RWKU's; the
 first and the last do not stem."""
-WORD = re.compile(r"(?<!\w)-?\d+(?:\.\d+)*|\w+")
-"""A word, or a number with its sign and decimals: 3.5 is no 5, -4 is no 4."""
+WORD = re.compile(rf"(?<!{SPACED})-?\d+(?:\.\d+)*|[{UNSPACED}]|{SPACED}+")
+"""A word, or a number with its sign and decimals: 3.5 is no 5, -4 is no 4. Where a script puts no space between words,
+every letter is one, so that a value is found inside a sentence."""
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3})")
 
 MUSE_END = re.compile(r"\n\n|\nQuestion|Question:")
@@ -80,15 +83,30 @@ def rouge_l(output: str, answer: str, *, variant: RougeVariant = "f1") -> float:
     return float(score.fmeasure if variant == "f1" else score.recall)
 
 
+def recall(output: str, answer: str) -> float:
+    """The share of the answer's words, as ``normalise`` has them, that the output has in their order (ROUGE-L's recall
+    in any script, where rouge_score knows a to z and digits alone)."""
+    return float(_scorer(None).score(answer, output)["rougeL"].recall)
+
+
 def cut_muse(text: str) -> str:
     """An answer to MUSE's raw prompt, up to the first blank line, "Question" at a line's start, or "Question:"."""
     return MUSE_END.split(text, maxsplit=1)[0].strip()
 
 
+class Words:
+    """A tokeniser for rouge_score: the words of ``normalise``."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """All of them."""
+        return normalise(text).split()
+
+
 @cache
-def _scorer(use_stemmer: bool) -> RougeScorer:
+def _scorer(use_stemmer: bool | None) -> RougeScorer:
+    """With rouge_score's own words, stemmed or not; None: with ours."""
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import DefaultTokenizer
 
     # Given its own default, it does not log about it through absl, which would set up everybody's logging.
-    return RougeScorer(["rougeL"], tokenizer=DefaultTokenizer(use_stemmer))
+    return RougeScorer(["rougeL"], tokenizer=Words() if use_stemmer is None else DefaultTokenizer(use_stemmer))

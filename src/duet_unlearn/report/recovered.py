@@ -38,7 +38,8 @@ RULE = (
     " the number of kinds that were tried."
     f" Comes back: that difference is at least {100 * BACK:.0f} % of the facts, and its 95 % interval is above 0."
     " In part: the interval is above 0, the difference smaller."
-    f" Else it tells little where under it the base itself gives away less than {100 * KNOWN:.0f} % above luck;"
+    f" Else it tells little where under it the base itself gives away less than {100 * KNOWN:.0f} % above luck or was"
+    " not measured;"
     f" does not come back: the interval stays below {100 * BACK:.0f} %; too few facts to tell: the rest."
     " A measure that counts no facts (how well trained questions are told from others; exposure in bits) leaves a trace"
     f" where the interval is above the oracle's, and none where it stays within {TRACE['auc']:.2f} or"
@@ -107,7 +108,7 @@ def outcome_of(metric: str, above: Score, base_above: Score, *, oracle: bool) ->
         return "trace" if low > 0 else "no trace" if high < TRACE[metric] else "open"
     if low > 0:
         return "back" if value >= BACK else "part"
-    if round(base_above.value, DIGITS) < KNOWN:
+    if not round(base_above.value, DIGITS) >= KNOWN:  # nor if it is unknown
         return "weak"
     return "nothing" if high < BACK else "open"
 
@@ -128,6 +129,8 @@ def _way(name: str, stored: Mapping[str, Mapping[str, Any]]) -> Way:
     outcome = outcome_of(metric, above, base_above, oracle=oracle is not None)
     if outcome in ("back", "part", "nothing") and "oracle" in stored and not _alike(student, stored["oracle"]):
         outcome = "open"  # what is luck here was measured for another attack
+    if outcome == "part" and "oracle" in stored and oracle is None:
+        outcome = "open"  # one fact may be luck, and nobody measured it
     return Way(
         name=name,
         title=first.get("title", name),

@@ -77,6 +77,8 @@ def redacted_recipe(recipe: Mapping[str, Any], by: Redactor) -> dict[str, Any]:
     found["concept"] = by.swept(str(recipe.get("concept") or ""))
     found["data"] = {key: _data(value, by) for key, value in (recipe.get("data") or {}).items()}
     model = found.get("model") or {}
+    if found.get("after"):
+        found["after"] = _name(found["after"])
     found["model"] = model | {key: _name(model[key]) for key in MODEL_PATHS if model.get(key)}
     evaluate = dict(found.get("evaluate") or {})
     if sets := evaluate.get("sets"):
