@@ -1,7 +1,7 @@
 """What comes back: the attacks of `duet attack` on every method of a finished sweep, in docs/results.md.
 
 python benchmarks/attacked.py SWEEP_DIR [--workers 2]   attack the sweep's kept students, then keep and show it
-python benchmarks/attacked.py SWEEP_DIR --robust DIR    and those of a finished `duet sweep benchmarks/robust.yaml`
+python benchmarks/attacked.py SWEEP_DIR --robust DIR    and those of `duet sweep benchmarks/robust.yaml`
 python benchmarks/attacked.py --render-only             the page again, from results/attacked.json
 
 Every method of the sweep meets the suite `standard` on one story with one seed; the five that keep at least 90 % of the
@@ -97,15 +97,14 @@ def attack_all(sweep: Path, workers: int, rounds: int) -> Result:
 
 
 def attack_robust(robust: Path, sweep: Path, workers: int) -> Result:
-    """The suite `standard` on all tests of the second sweep, beside what the first found of base and oracle."""
+    """The suite `standard` on the finished tests of the second sweep, beside base and oracle of the first."""
     table, first = (json.loads((one / "results.json").read_text(encoding="utf-8")) for one in (robust, sweep))
     names = [one["name"] for one in table["methods"] if not one["failed"]]
-    test = table["protocol"]["test"]
-    runs = [f"{target}-{seed}" for target in test["targets"] for seed in test["seeds"]]
-    leader = sweep / "test" / first["methods"][0]["name"]
+    test, leader = table["protocol"]["test"], sweep / "test" / first["methods"][0]["name"]
     like = {target: leader / f"{target}-{test['seeds'][0]}" for target in test["targets"]}
-    _round("standard", [[robust / "test" / name / run for name in names for run in runs]], workers, like=like)
-    found = {name: {run: read(robust / "test" / name / run) for run in runs} for name in names}
+    runs = {name: sorted(done.parent for done in robust.glob(f"test/{name}/*/row.json")) for name in names}
+    _round("standard", [[path for paths in runs.values() for path in paths]], workers, like=like)
+    found = {name: {path.name: read(path) for path in paths} for name, paths in runs.items()}
     return {"kept": {name: kept(table, name) for name in names}, "runs": found}
 
 
@@ -379,7 +378,7 @@ def main() -> None:
         default=3,
         help="1: every method on one story; 2: the best on all; 3: full; 0: none, keep what was found",
     )
-    parser.add_argument("--robust", type=Path, help="folder of a finished `duet sweep benchmarks/robust.yaml`")
+    parser.add_argument("--robust", type=Path, help="folder of a `duet sweep benchmarks/robust.yaml`")
     parser.add_argument("--render-only", action="store_true")
     args = parser.parse_args()
     if not args.render_only:
