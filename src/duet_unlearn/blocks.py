@@ -1,4 +1,4 @@
-"""The inside of a decoder: its blocks, and the layer that writes the output of a block's MLP."""
+"""The inside of a decoder: how much it reads, its blocks, and the layer that writes the output of a block's MLP."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ Layer = int | Literal["middle"]
 """A block, counted from 0; ``middle``: the one at half the depth."""
 MLPS = ("mlp", "feed_forward", "ffn")
 """What an MLP's name holds in transformers' blocks."""
+
+
+def context_of(model: nn.Module) -> int | None:
+    """How many tokens a model reads, prompt and answer together; None where it does not say."""
+    config = cast("PreTrainedModel", model).config.get_text_config()
+    return getattr(config, "max_position_embeddings", None)
 
 
 def blocks_of(model: nn.Module) -> nn.ModuleList:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from duet_unlearn.blocks import context_of
 from duet_unlearn.config import Recipe
 from duet_unlearn.data.context import in_context, takes_context, with_context
 from duet_unlearn.data.examples import Example, Pick, Source, epochs_source
@@ -131,8 +132,7 @@ class Job:
             self.recipe.method.trains(model)  # raises where its matrices are not found
         if isinstance(self.recipe.method, Learner):
             check_keeps(self.recipe.method, model.config.get_text_config().vocab_size)
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None:
+        if limit := context_of(model):
             check_fits(self, tokenizer, limit)
         return model, tokenizer
 

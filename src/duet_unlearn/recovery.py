@@ -16,11 +16,9 @@ from typing import Any
 
 from duet_unlearn import __version__
 from duet_unlearn.attacks import Attack, AttackResult, AttackSuite, Goal, attack, draw_goal, finding
-from duet_unlearn.attacks.packing import PACKINGS, can_pack
-from duet_unlearn.attacks.prompts import Worded
 from duet_unlearn.attacks.result import from_json, to_json
+from duet_unlearn.attacks.run import Dependent
 from duet_unlearn.attacks.suite import title_of
-from duet_unlearn.attacks.weights import Quantisation
 from duet_unlearn.config import Recipe
 from duet_unlearn.data.files import atomic_write_json, read_text
 from duet_unlearn.errors import UserError
@@ -275,16 +273,13 @@ def _write(folder: Path, task: Task, stored: Mapping[str, Any]) -> None:
 
 
 def _under(one: Attack, job: Job) -> str:
-    """Identity of what else an attack's result depends on, for every subject alike: how models are loaded, the texts of
-    its files, and the code."""
-    model = job.recipe.model
-    texts: list[Any] = [asdict(wording) for wording in one.chosen()] if isinstance(one, Worded) else []
-    if isinstance(one, Quantisation) and {*one.formats} & {*PACKINGS}:
-        texts = [can_pack()]
+    """Identity of what else an attack's result depends on, for every subject alike: how models are loaded, what the
+    attack says of itself, and the code."""
+    model, beside = job.recipe.model, one.beside() if isinstance(one, Dependent) else []
     template = model.chat_template
     if template and Path(template).is_file():
         template = read_text(Path(template))
-    return hashed([model.dtype, model.quantise, template, texts, __version__])
+    return hashed([model.dtype, model.quantise, template, beside, __version__])
 
 
 def _weights(name: str, run: Run | None, recipe: Recipe) -> str | None:

@@ -22,6 +22,8 @@ from duet_unlearn.errors import UserError
 from duet_unlearn.recipe import Recipe, differing_key, dump_recipe, load_recipe, recipe_hash
 from duet_unlearn.redact import require_words
 
+SUITE = "suite.json"
+"""The file by which a folder of many runs is a sweep's."""
 PACKAGES = (
     "duet-unlearn",
     "torch",

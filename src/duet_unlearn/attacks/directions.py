@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from duet_unlearn.attacks.asking import Ask, answers
 from duet_unlearn.attacks.copies import asked, bare
 from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.hidden import last_hidden, spread
@@ -80,9 +81,7 @@ class RefusalDirection:
         if not queries:
             raise NotApplicable("there is no question about anything else to compare refusals with")
         drawn = random.Random(f"{wanted}/{self.seed}").sample(queries, min(self.questions, len(queries)))
-        said = held.generate(
-            [query.messages for query in drawn], max_new_tokens=goal.max_new_tokens, batch_size=goal.batch_size
-        )
+        said = answers(held, [Ask(wanted, number, query) for number, query in enumerate(drawn)], goal)
         return [q for q, text in zip(drawn, said, strict=True) if is_refusal(text) == (wanted == "refused")]
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
 
 from duet_unlearn.attacks.asking import Ask, ask
 from duet_unlearn.attacks.goal import Goal
@@ -98,6 +98,10 @@ class Worded:
         if not asks:
             raise NotApplicable("every wording has the wanted answer in it")
         return ask_with_system(subject, asks, goal)
+
+    def beside(self) -> list[Any]:
+        """See ``Dependent``: the files' texts."""
+        return [asdict(wording) for wording in self.chosen()]
 
     def chosen(self) -> tuple[Wording, ...]:
         """The wordings that are tried."""

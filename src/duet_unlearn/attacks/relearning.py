@@ -82,7 +82,7 @@ class Relearn:
     def _instances(self, held: ModelSubject, goal: Goal, watch: Watch) -> Iterator[Instance]:
         """Every source at every rate after every number of steps; one copy is trained in place, anew each time."""
         offered = {"known": goal.known, "neighbours": goal.neighbours, "others": goal.others}
-        shown = {source: offered[source] for source in self.sources if offered[source]}
+        shown = {source: self._examples(held, offered[source]) for source in self.sources if offered[source]}
         if not shown:
             raise NotApplicable(f"there is no question with an answer to train on ({', '.join(self.sources)})")
         own = _adapted(held.model, self.rank, self.seed) if self.rank else every_weight(held.model)
@@ -91,7 +91,7 @@ class Relearn:
             points = trained(
                 own,
                 held.tokenizer,
-                self._examples(held, shown[source]),
+                shown[source],
                 start=start,
                 rates=[rate],
                 steps=self.steps,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -40,6 +40,15 @@ class Attack(Protocol):
         Raises:
             NotApplicable: the attack does not fit this subject or goal.
         """
+        ...
+
+
+@runtime_checkable
+class Dependent(Protocol):
+    """An attack whose result depends on more than its settings: then it is done again when that has changed."""
+
+    def beside(self) -> list[Any]:
+        """What else there is, as JSON says it."""
         ...
 
 

@@ -97,6 +97,10 @@ class Quantisation:
             watch(len(found), len(ways) + len(packings))
         return [_with_robustness(one, before) for one in found]
 
+    def beside(self) -> list[Any]:
+        """See ``Dependent``: whether bitsandbytes is there, where it is wanted."""
+        return [can_pack()] if {*self.formats} & {*PACKINGS} else []
+
 
 @dataclass(frozen=True)
 class Pruning:

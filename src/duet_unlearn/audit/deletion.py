@@ -25,12 +25,10 @@ from duet_unlearn.redact import PURGED, PURGING, Redactor, Shown, redacted_attac
 from duet_unlearn.report.page import REDACTED, render_run
 from duet_unlearn.report.read import RunData, method_name, read_run
 from duet_unlearn.report.redacted import redacted, redacted_env, redactor_of
-from duet_unlearn.runs import Run
+from duet_unlearn.runs import SUITE, Run
 
 KEPT = ("model", "metrics.jsonl", "timings.json", "DONE")
 """What stays as it is: the student, and files that hold numbers alone."""
-SUITE = "suite.json"
-"""A file of a sweep's folder, which holds its runs."""
 OF_LM_EVAL = ("tasks", "packages", "results", "versions", "n-samples", "n-shot", "higher_is_better")
 """What stays of lm-eval's record: its prompts go."""
 

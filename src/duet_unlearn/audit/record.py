@@ -197,8 +197,7 @@ def _limitations(data: RunData, found: list[Entry], *, unmerged: bool, inference
 
 def _files(run: Run, *, model_only: bool) -> list[dict[str, Any]]:
     """Path, size and SHA-256 of the run's files; hidden ones and those that are made of the others are left out."""
-    roots = [run.model if model_only else run.path]
-    paths = sorted(path for root in roots for path in root.rglob("*") if path.is_file())
+    paths = sorted(path for path in (run.model if model_only else run.path).rglob("*") if path.is_file())
     shown = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(run.path).parts)]
     return [
         {"path": path.relative_to(run.path).as_posix(), "bytes": path.stat().st_size, "sha256": _sha256(path)}

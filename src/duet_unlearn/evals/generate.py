@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from duet_unlearn.blocks import context_of
 from duet_unlearn.data.prompts import Prefix, ids_behind, is_raw, render
 from duet_unlearn.data.query import Message
 from duet_unlearn.errors import UserError
@@ -80,8 +81,7 @@ def generate(
 
 
 def _check_lengths(model: PreTrainedModel, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, rows), default=0)
+    limit, longest = context_of(model), max(map(len, rows), default=0)
     if limit is not None and longest + max_new_tokens > limit:
         raise ContextTooLong(
             f"a prompt of {longest} tokens and an answer of up to {max_new_tokens} are longer than the {limit} tokens"

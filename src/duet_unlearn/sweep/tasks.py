@@ -11,7 +11,7 @@ from typing import Any, Literal
 from duet_unlearn.data.files import atomic_write_json
 from duet_unlearn.errors import UserError
 from duet_unlearn.recipe import Recipe
-from duet_unlearn.runs import Run
+from duet_unlearn.runs import SUITE, Run
 from duet_unlearn.sweep.choose import chosen_trial
 from duet_unlearn.sweep.suite import Loaded, Method, Settings, Target
 
@@ -192,7 +192,7 @@ def open_sweep(loaded: Loaded, out: Path) -> Sweep:
     Raises:
         UserError: it is another sweep's, or something else; or the settings of a method that has runs have changed.
     """
-    sweep, path = Sweep(loaded, out), out / "suite.json"
+    sweep, path = Sweep(loaded, out), out / SUITE
     if _foreign(out):
         raise UserError(f"{out}: is there already and is no sweep's folder", "choose another folder with --out")
     mine, theirs = protocol(loaded), read_json(path)
@@ -220,12 +220,12 @@ def _has_runs(out: Path, method: str) -> bool:
 def _foreign(out: Path) -> bool:
     """Whether something else lies there. Another worker may be beginning this very moment."""
     try:
-        others = [path for path in out.iterdir() if not path.name.startswith(".suite.json.")]
+        others = [path for path in out.iterdir() if not path.name.startswith(f".{SUITE}.")]
     except FileNotFoundError:
         return False
     except NotADirectoryError:
         return True
-    return bool(others) and not (out / "suite.json").exists()
+    return bool(others) and not (out / SUITE).exists()
 
 
 def protocol(loaded: Loaded) -> dict[str, Any]:
