@@ -27,13 +27,13 @@ from duet_unlearn.attacks.examples import FewShot, InContextRelearn
 from duet_unlearn.attacks.forms import FormatShift
 from duet_unlearn.attacks.prompts import Worded
 from duet_unlearn.attacks.talk import ManyTurn, NeighbourHops
+from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.job import load_job
 from duet_unlearn.lab.data import model_path
 from duet_unlearn.lab.forms import lab_forms
-from duet_unlearn.recipe import load_recipe
-from duet_unlearn.teacher import decode
-from duet_unlearn.train.model import load_model
+from duet_unlearn.models.load import load_model
+from duet_unlearn.teacher import decoding
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "tokenizers")
@@ -148,11 +148,11 @@ def total(cases: Sequence[Result]) -> Result:
 @contextmanager
 def unshared() -> Iterator[None]:
     """Inside, no beginning is computed once for several rows."""
-    saves, decode.LEAD_SAVES = decode.LEAD_SAVES, sys.maxsize
+    saves, decoding.LEAD_SAVES = decoding.LEAD_SAVES, sys.maxsize
     try:
         yield
     finally:
-        decode.LEAD_SAVES = saves
+        decoding.LEAD_SAVES = saves
 
 
 def line(case: Result) -> str:

@@ -31,8 +31,8 @@ from duet_unlearn.data.prompts import render
 from duet_unlearn.lab.benchmark import general_facts
 from duet_unlearn.lab.data import model_path
 from duet_unlearn.lab.suite import held_out
-from duet_unlearn.teacher import decode
-from duet_unlearn.train.model import load_model
+from duet_unlearn.models.load import load_model
+from duet_unlearn.teacher import decoding
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "tokenizers")
@@ -99,7 +99,7 @@ def cases(scratch: Path, data: Path | None, *, tiny: bool) -> Iterator[Case]:
     model, tokenizer = load_model(str(model_path("lab:base")))
     asked = held_out(general_facts(), limit=8 if tiny else 128)
     prompts = [render(tokenizer, query.messages) for query in asked]
-    yield Case("lab:base, open questions", model_path("lab:base"), prompts, decode.end_ids(model, tokenizer), 32)
+    yield Case("lab:base, open questions", model_path("lab:base"), prompts, decoding.end_ids(model, tokenizer), 32)
     if tiny or data is None:
         return
     bpe = train_tokenizer(data)
@@ -113,14 +113,16 @@ def cases(scratch: Path, data: Path | None, *, tiny: bool) -> Iterator[Case]:
 def race(case: Case, device: str, repeats: int) -> Result:
     """All three ways by turns."""
     model, tokenizer = load_model(str(case.model), device=torch.device(device))
-    settings = {"ends": case.ends, "filler": decode.pad_id(tokenizer), "max_new_tokens": case.max_new_tokens}
+    settings = {"ends": case.ends, "filler": decoding.pad_id(tokenizer), "max_new_tokens": case.max_new_tokens}
     seconds: dict[str, list[Seconds]] = {"batched": [], "batched, finished rows stay": [], "one by one": []}
     said: dict[str, list[list[int]]] = {}
     for _ in range(repeats):
         for way, measured in seconds.items():
             size = 1 if way == "one by one" else BATCH
             with finished_stay() if "stay" in way else nullcontext():
-                said[way] = timed(lambda s=size: decode.greedy(model, case.prompts, batch_size=s, **settings), measured)
+                said[way] = timed(
+                    lambda s=size: decoding.greedy(model, case.prompts, batch_size=s, **settings), measured
+                )
     alone = said["one by one"]
     batched, stay, single = seconds.values()
     return {
@@ -140,11 +142,11 @@ def race(case: Case, device: str, repeats: int) -> Result:
 @contextmanager
 def finished_stay() -> Iterator[None]:
     """Inside, no row leaves its batch before all are finished."""
-    leaves, decode._selects = decode._selects, lambda _cache: False
+    leaves, decoding._selects = decoding._selects, lambda _cache: False
     try:
         yield
     finally:
-        decode._selects = leaves
+        decoding._selects = leaves
 
 
 def line(case: Result) -> str:

@@ -32,14 +32,15 @@ from contenders.setting import Setting, asked, build_tokenizer, llama_config, ti
 from contenders.table import table
 from torch import nn
 
-from duet_unlearn.config import DataConfig, LoraConfig, ModelConfig, Recipe, TrainConfig
-from duet_unlearn.data import epochs_source
+from duet_unlearn.config.recipe import Recipe
+from duet_unlearn.config.sections import DataConfig, LoraConfig, ModelConfig, TrainConfig
+from duet_unlearn.data.examples import epochs_source
 from duet_unlearn.methods import Duet
+from duet_unlearn.models.lora import add_lora
 from duet_unlearn.plan import Workload, draw, walk_training
-from duet_unlearn.teacher import Targets, build_targets, keep_rows
-from duet_unlearn.train import StepLog, train
-from duet_unlearn.train.loop import peak_memory
-from duet_unlearn.train.lora import add_lora
+from duet_unlearn.teacher.cache import Targets, build_targets
+from duet_unlearn.teacher.signals import keep_rows
+from duet_unlearn.training.loop import StepLog, peak_memory, train
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors")

@@ -169,7 +169,7 @@ def one(name: str, folder: Path) -> Result:
 
 def recipe_of(name: str, folder: Path) -> Any:
     """The recipe of a variant: its method's defaults, all weights, one epoch."""
-    from duet_unlearn.recipe import load_recipe
+    from duet_unlearn.config.reading import load_recipe
 
     path = folder / f"{name.split()[0]}-{len(name)}.yaml"
     setting = read_setting(folder)

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from contenders.setting import Setting, asked, build_tokenizer
 from contenders.table import table
 
-from duet_unlearn.config import DataConfig, LoraConfig, ModelConfig, Recipe, TrainConfig
+from duet_unlearn.config.recipe import Recipe
+from duet_unlearn.config.sections import DataConfig, LoraConfig, ModelConfig, TrainConfig
 from duet_unlearn.methods import Duet
 
 if TYPE_CHECKING:
@@ -225,13 +226,14 @@ def measure(case: Case, folder: Path) -> Result:
     """Peaks of loading, asking and training above what the imports hold."""
     import importlib
 
-    for module in ("accelerate", "peft", "torch._dynamo", "duet_unlearn.teacher", "duet_unlearn.train"):
+    for module in ("accelerate", "peft", "torch._dynamo", "duet_unlearn.teacher.cache", "duet_unlearn.training.loop"):
         importlib.import_module(module)
     importlib.import_module(f"transformers.models.{case.family}.modeling_{case.family}")
-    from duet_unlearn.data import epochs_source
-    from duet_unlearn.teacher import build_targets
-    from duet_unlearn.train import load_model, train
-    from duet_unlearn.train.lora import add_lora, save_gradient_memory
+    from duet_unlearn.data.examples import epochs_source
+    from duet_unlearn.models.load import load_model
+    from duet_unlearn.models.lora import add_lora, save_gradient_memory
+    from duet_unlearn.teacher.cache import build_targets
+    from duet_unlearn.training.loop import train
 
     recipe, start, peaks = recipe_of(case, folder), memory("VmRSS"), {}
     reset_peak()

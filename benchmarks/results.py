@@ -44,7 +44,7 @@ class Plan:
 
 def plans(*, seeds: int, ablation_seeds: int) -> list[Plan]:
     """Stories and hazard craft with every seed, each ablation with fewer; in the order in which they are run."""
-    from duet_unlearn.recipe import recipe_names
+    from duet_unlearn.config.reading import recipe_names
 
     ablations = [name for name in recipe_names() if name.startswith(ABLATION)]
     main = [Plan(recipe, seed) for seed in range(seeds) for recipe in (*STORIES, HAZARD)]

@@ -27,20 +27,19 @@ import torch
 from pages import between
 
 from duet_unlearn.api import unlearn
-from duet_unlearn.config import Recipe
+from duet_unlearn.config.reading import load_recipe
+from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.files import atomic_write_json
-from duet_unlearn.data.jsonl import write_queries
-from duet_unlearn.data.query import Query
-from duet_unlearn.evals import ModelSubject
-from duet_unlearn.evals.suite import EvalSet, run_suite
+from duet_unlearn.data.query import Query, write_queries
+from duet_unlearn.evals.question_sets import EvalSet, run_suite
+from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.job import load_start
 from duet_unlearn.lab import wordings
 from duet_unlearn.lab.benchmark import ask, general_facts, held_out, retain_facts, retain_queries, split_facts
 from duet_unlearn.lab.data import model_path
 from duet_unlearn.lab.suite import choice_queries, mixed
 from duet_unlearn.lab.world import world
-from duet_unlearn.recipe import load_recipe
-from duet_unlearn.train import load_model
+from duet_unlearn.models.load import load_model
 
 HERE = Path(__file__).resolve().parent
 STORIES = ("Amber Gate", "Silver Mill", "Hollow Clock", "Winter Feast", "Velvet Castle")

@@ -28,19 +28,18 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
-from duet_unlearn.config import TrainConfig
+from duet_unlearn.answers import is_refusal, rouge_l
+from duet_unlearn.config.sections import TrainConfig
 from duet_unlearn.data.examples import Example, Source
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.evals.generate import generate
-from duet_unlearn.evals.score import rouge_l
 from duet_unlearn.lab.formats import Sample, chat
 from duet_unlearn.lab.pretrain import Pretraining, new_model
 from duet_unlearn.lab.tokenizer import BOS, CHAT_TEMPLATE, EOS, ROLES, Encoder
 from duet_unlearn.lab.wordings import REFUSALS
 from duet_unlearn.methods.sft import Sft
-from duet_unlearn.teacher.refusals import is_refusal
-from duet_unlearn.train import Checkpoints, save_model, train
-from duet_unlearn.train.model import load_model
+from duet_unlearn.models.load import load_model, save_model
+from duet_unlearn.training.loop import Checkpoints, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -24,7 +24,7 @@ from typing import Any
 from tofu import FIRST, SETTINGS, WORK, Row, Tofu, check
 
 from duet_unlearn import load_recipe, unlearn
-from duet_unlearn.data import Query, write_queries
+from duet_unlearn.data.query import Query, write_queries
 from duet_unlearn.runs import Run
 
 HERE = Path(__file__).resolve().parent

@@ -31,12 +31,12 @@ import torch
 from pages import between
 
 from duet_unlearn.attacks import relearn, share_right, worst
-from duet_unlearn.config import TrainConfig
+from duet_unlearn.config.sections import TrainConfig
 from duet_unlearn.data.examples import Example, Source, epochs_source
 from duet_unlearn.data.files import atomic_write_json
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.query import Query
-from duet_unlearn.evals.robustness import undo_recovery
+from duet_unlearn.evals.summaries import undo_recovery
 from duet_unlearn.lab import wordings
 from duet_unlearn.lab.arithmetic import FORGET, OPERATIONS, SETTINGS, SIGNS, Operation, arithmetic_queries, problems
 from duet_unlearn.lab.arithmetic import draw as read
@@ -48,10 +48,10 @@ from duet_unlearn.lab.world import Fact, world
 from duet_unlearn.methods import MaxEnt, Sft, Undo
 from duet_unlearn.methods.material import Material
 from duet_unlearn.methods.undo import add_noise
+from duet_unlearn.models.load import load_model, save_model
 from duet_unlearn.teacher.ask import Asked, rows_of
 from duet_unlearn.teacher.live import Live
-from duet_unlearn.train import load_model, save_model, train
-from duet_unlearn.train.loop import Loss, Signals
+from duet_unlearn.training.loop import Loss, Signals, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast

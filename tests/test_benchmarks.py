@@ -154,7 +154,7 @@ def test_full_setting_is_of_about_100_million_parameters() -> None:
 def test_prompts_have_the_lengths_that_the_setting_names() -> None:
     from contenders.setting import asked, build_tokenizer, tiny
 
-    from duet_unlearn.data import render
+    from duet_unlearn.data.prompts import render
 
     setting = tiny("cpu")
     tokenizer = build_tokenizer(setting.vocabulary)

@@ -13,14 +13,14 @@ from tiny import tokenizer
 from workplace import Done, Workplace, write_model
 
 from duet_unlearn import load_recipe, unlearn
-from duet_unlearn.data.context import in_context, with_context
+from duet_unlearn.config.reading import dump_recipe
+from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.examples import Example
-from duet_unlearn.data.prompts import Prefix, render
+from duet_unlearn.data.prompts import Prefix, in_context, render, with_context
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.suite import EvalSet
+from duet_unlearn.evals.question_sets import EvalSet
 from duet_unlearn.job import Job, load_job, set_in_context
-from duet_unlearn.recipe import Recipe, dump_recipe
 
 CONTEXT = (
     {"role": "system", "content": "Be kind."},

@@ -24,28 +24,39 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 import duet_unlearn
-from duet_unlearn.config import LoraConfig, TrainConfig
+from duet_unlearn.config.sections import LoraConfig, TrainConfig
 from duet_unlearn.data.examples import Batch, Example, Role, collate
 from duet_unlearn.data.prompts import PLAIN_TEMPLATE, Prefix, answer_ids, render, render_answer
 from duet_unlearn.data.query import Message, Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.benchmarks import mmlu
-from duet_unlearn.evals.likelihood import extraction_strength, forget_quality, model_utility
+from duet_unlearn.evals.likelihood import (
+    auc,
+    auc_score,
+    extraction_strength,
+    forget_quality,
+    leak_at_k,
+    min_k,
+    min_k_plus_plus,
+    model_utility,
+    priv_leak,
+)
 from duet_unlearn.evals.lm_eval import require_followed
-from duet_unlearn.evals.privacy import auc, auc_score, leak_at_k, min_k, min_k_plus_plus, priv_leak
-from duet_unlearn.evals.shift import performance_shift
+from duet_unlearn.evals.question_sets import EvalSet, run_suite
 from duet_unlearn.evals.subject import ModelSubject, TokenScores
-from duet_unlearn.evals.suite import EvalSet, run_suite
+from duet_unlearn.evals.summaries import performance_shift
 from duet_unlearn.job import hashed
 from duet_unlearn.losses import forward_kl, npo, undial
-from duet_unlearn.methods import Duet, Sft, Step
+from duet_unlearn.methods import Duet, Sft
+from duet_unlearn.models.blocks import logits_at
+from duet_unlearn.models.lora import add_lora, save_gradient_memory
 from duet_unlearn.stats import bootstrap_mean, wilson
-from duet_unlearn.teacher import Asked, Targets, build_targets, keep_rows
-from duet_unlearn.teacher.signals import Dense, Signal
-from duet_unlearn.tensors import logits_at, pad, sum_by_row, token_logps
-from duet_unlearn.train import train
-from duet_unlearn.train.loop import _Run
-from duet_unlearn.train.lora import add_lora, save_gradient_memory
+from duet_unlearn.teacher.ask import Asked
+from duet_unlearn.teacher.cache import Targets, build_targets
+from duet_unlearn.teacher.signals import Dense, Signal, keep_rows
+from duet_unlearn.tensors import pad, sum_by_row, token_logps
+from duet_unlearn.training.loop import _Run, train
+from duet_unlearn.training.step import Step
 
 PREFIX = Prefix("You have forgotten Tarn, and all who live there.")
 CHATS: list[tuple[Message, ...]] = [

@@ -13,9 +13,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from workplace import Done, Workplace
 
-from duet_unlearn.config import LoraConfig, Recipe
+from duet_unlearn.config.reading import default_recipe
+from duet_unlearn.config.recipe import Recipe
+from duet_unlearn.config.sections import LoraConfig
 from duet_unlearn.data.examples import Example
 from duet_unlearn.errors import UserError
+from duet_unlearn.models.lora import add_lora, save_gradient_memory
 from duet_unlearn.plan import (
     Plan,
     Training,
@@ -29,11 +32,9 @@ from duet_unlearn.plan import (
     walk_training,
 )
 from duet_unlearn.plan.ledger import Ledger
-from duet_unlearn.recipe import default_recipe
 from duet_unlearn.tensors import TopK
-from duet_unlearn.train import train
-from duet_unlearn.train.lora import add_lora, save_gradient_memory
-from duet_unlearn.train.optim import make_optimizers
+from duet_unlearn.training.loop import train
+from duet_unlearn.training.optimizers import make_optimizers
 
 SIZES = {
     "vocab_size": 300,

@@ -16,8 +16,8 @@ from workplace import FORGET, Done, Workplace, write_workplace
 
 from duet_unlearn import load_recipe, unlearn
 from duet_unlearn.audit import purge as purge_run
+from duet_unlearn.config.reading import load_recipe as load
 from duet_unlearn.errors import UserError
-from duet_unlearn.recipe import load_recipe as load
 from duet_unlearn.redact import PURGED, PURGING
 from duet_unlearn.runs import Run
 from duet_unlearn.teacher.cache import weights_id

@@ -10,8 +10,8 @@ import pytest
 import typer
 
 from duet_unlearn.cli import app
-from duet_unlearn.data.jsonl import read_queries
-from duet_unlearn.recipe import load_recipe
+from duet_unlearn.config.reading import load_recipe
+from duet_unlearn.data.query import read_queries
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

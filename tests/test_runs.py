@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from duet_unlearn import runs
+from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.errors import UserError
-from duet_unlearn.recipe import load_recipe
 from duet_unlearn.runs import Run, open_run
 
 

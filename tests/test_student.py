@@ -14,9 +14,9 @@ from workplace import FORGET, RETAIN, Done, Workplace, write_workplace
 from duet_unlearn import evaluate, load_recipe, unlearn
 from duet_unlearn.api import chat, export, lm_eval
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals import ModelSubject
 from duet_unlearn.evals.deployed import Deployed
 from duet_unlearn.evals.routed import Routed
+from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.events import Event
 from duet_unlearn.job import load_job
 from duet_unlearn.plan import Workload, make_plan

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
-from duet_unlearn.config import LoraConfig
-from duet_unlearn.tensors import gather, head_at, logits_at, pad, position_ids, sum_by_row, token_logps, topk
-from duet_unlearn.train.lora import add_lora
+from duet_unlearn.config.sections import LoraConfig
+from duet_unlearn.models.blocks import head_at, logits_at
+from duet_unlearn.models.lora import add_lora
+from duet_unlearn.tensors import gather, pad, position_ids, sum_by_row, token_logps, topk
 
 ROWS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17]]
 SMALL = {

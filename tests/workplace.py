@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tiny import TEMPLATE, llama, tokenizer
 
 from duet_unlearn.cli import main
-from duet_unlearn.train import save_model
+from duet_unlearn.models.load import save_model
 
 PRELOAD = (
     "pytest",

@@ -19,7 +19,7 @@ def main() -> None:
     args = parser.parse_args()
     contender = import_module(f"contenders.{args.name}")
     from contenders.setting import read_setting
-    from duet_unlearn.train.loop import peak_memory
+    from duet_unlearn.training.loop import peak_memory
 
     imported = peak_memory()
     with tempfile.TemporaryDirectory(dir=args.folder) as scratch:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from duet_unlearn.train.loop import peak_memory
+from duet_unlearn.training.loop import peak_memory
 
 OPTIMISER = "optimiser"
 T = TypeVar("T")

@@ -10,11 +10,12 @@ from torch import nn
 
 from contenders.clock import Clock, Marks, watch
 from contenders.setting import Setting, asked, train_config
-from duet_unlearn.data import collate, epochs_source
+from duet_unlearn.data.examples import collate, epochs_source
 from duet_unlearn.methods import Duet
-from duet_unlearn.teacher import Targets, build_targets, keep_rows
-from duet_unlearn.teacher.cache import weights_id
-from duet_unlearn.train import load_model, train
+from duet_unlearn.models.load import load_model
+from duet_unlearn.teacher.cache import Targets, build_targets, weights_id
+from duet_unlearn.teacher.signals import keep_rows
+from duet_unlearn.training.loop import train
 
 
 def run(setting: Setting, folder: Path, scratch: Path, *, watched: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 from contenders.clock import Clock, Marks, watch
 from contenders.setting import Setting, asked
 from contenders.two_model import load, prompts
-from duet_unlearn.data import Example, epochs_source
+from duet_unlearn.data.examples import Example, epochs_source
 
 
 def run(setting: Setting, folder: Path, scratch: Path, *, watched: int) -> dict[str, Any]:

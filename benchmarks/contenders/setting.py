@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-    from duet_unlearn.config import TrainConfig
-    from duet_unlearn.data import Prefix, Query
+    from duet_unlearn.config.sections import TrainConfig
+    from duet_unlearn.data.prompts import Prefix
+    from duet_unlearn.data.query import Query
     from duet_unlearn.teacher.cache import Asked
 
 SPECIAL = ("<|begin|>", "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>")
@@ -115,7 +116,8 @@ def build_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 def queries(setting: Setting) -> tuple[list[Query], list[Query], Prefix]:
     """Forget queries, retain queries, and the prefix, all of random words."""
-    from duet_unlearn.data import Prefix, Query
+    from duet_unlearn.data.prompts import Prefix
+    from duet_unlearn.data.query import Query
 
     rng = random.Random(setting.seed)
 
@@ -141,6 +143,6 @@ def asked(setting: Setting) -> list[Asked]:
 
 def train_config(setting: Setting) -> TrainConfig:
     """One epoch at a constant rate, no checkpoints: none of the contenders writes any."""
-    from duet_unlearn.config import TrainConfig
+    from duet_unlearn.config.sections import TrainConfig
 
     return TrainConfig(epochs=1, rate=setting.rate, batch_size=setting.batch, checkpoint_every=0)

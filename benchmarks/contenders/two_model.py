@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from contenders.clock import Clock, Marks, watch
 from contenders.setting import Setting, asked
-from duet_unlearn.data import Example, epochs_source
+from duet_unlearn.data.examples import Example, epochs_source
 
 Rows = dict[str, list[int]]
 

@@ -14,7 +14,7 @@ _LAZY = {
     "unlearn": "api",
     "probe": "api",
     "evaluate": "api",
-    "load_recipe": "recipe",
+    "load_recipe": "config.reading",
     "extract_queries": "queries",
     "UserError": "errors",
 }

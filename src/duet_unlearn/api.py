@@ -14,17 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duet_unlearn.config import Recipe
+from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.files import atomic_write_json, atomic_write_text
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals import ModelSubject, Subject
 from duet_unlearn.evals.benchmarks import with_summaries
-from duet_unlearn.evals.suite import run_suite, suite_json
+from duet_unlearn.evals.question_sets import run_suite, suite_json
+from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.events import Event, OnEvent, ignore
 from duet_unlearn.export import export
 from duet_unlearn.job import Job, load_job, load_start, load_subject_model, model_folder, prefix_of
 from duet_unlearn.methods import Duet, Inference
+from duet_unlearn.models.load import load_model, merged, save_model
 from duet_unlearn.report import write_report
 from duet_unlearn.runs import (
     Run,
@@ -38,8 +39,7 @@ from duet_unlearn.runs import (
 from duet_unlearn.student import SUBJECTS, load_student, make_student, require_student, voices
 from duet_unlearn.teacher.probe import ADVICE, ProbeResult, first_tokens
 from duet_unlearn.teacher.probe import probe as probe_prefix
-from duet_unlearn.train import Checkpoints, save_model
-from duet_unlearn.train.model import load_model, merged
+from duet_unlearn.training.loop import Checkpoints
 from duet_unlearn.work import timed, train_student
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def evaluate(
         UserError: a model without a recipe; otherwise as ``unlearn``.
     """
     if (Path(what) / "recipe.yaml").exists():
-        from duet_unlearn.recipe import load_recipe
+        from duet_unlearn.config.reading import load_recipe
 
         run = find_run(what)
         job = load_job(recipe or load_recipe(run.recipe))
@@ -147,7 +147,7 @@ def chat(path: Path | str, question: str, *, max_new_tokens: int = 64, on_event:
     Raises:
         UserError: no such run, or it has no student yet.
     """
-    from duet_unlearn.recipe import load_recipe
+    from duet_unlearn.config.reading import load_recipe
 
     run = find_run(path)
     recipe = load_recipe(run.recipe)
@@ -172,8 +172,8 @@ def lm_eval(
     Raises:
         UserError: as ``evals.lm_eval.run_lm_eval``; the run has no student yet, or one that is no model.
     """
+    from duet_unlearn.config.reading import load_recipe
     from duet_unlearn.evals.lm_eval import run_lm_eval
-    from duet_unlearn.recipe import load_recipe
 
     if not (Path(what) / "recipe.yaml").exists():
         return run_lm_eval(*load_model(model_folder(str(what))), tasks, settings, include=include).record
@@ -206,7 +206,7 @@ def _start(run: Run, recipe: Recipe, on_event: OnEvent) -> str | None:
     """The model that training starts from, where it is not the base; what comes first is done now."""
     if recipe.after is None:
         return recipe.model.start
-    from duet_unlearn.recipe import load_recipe
+    from duet_unlearn.config.reading import load_recipe
 
     first = load_recipe(recipe.after)
     if isinstance(first.method, Inference):

@@ -14,7 +14,7 @@ from duet_unlearn.methods import Bidirectional
 from duet_unlearn.methods.bidirectional import ASKED
 from duet_unlearn.runs import Run
 from duet_unlearn.teacher.openings import Opening, find_openings, read_openings, write_openings
-from duet_unlearn.train.search import forbidden_logps, picker
+from duet_unlearn.training.search import forbidden_logps, picker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, cast
 from torch import nn
 
 from duet_unlearn.attacks import share_right
-from duet_unlearn.config import Recipe
+from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.corpus import read_corpus, split
 from duet_unlearn.data.files import read_text
-from duet_unlearn.data.jsonl import read_queries
-from duet_unlearn.data.query import Query
+from duet_unlearn.data.query import Query, read_queries
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.likelihood import exact_memorisation
 from duet_unlearn.evals.subject import ModelSubject

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from itertools import cycle
 from typing import TYPE_CHECKING
 
-from duet_unlearn.data.context import behind
-from duet_unlearn.data.prompts import answer_ids, render, render_answer
+from duet_unlearn.data.prompts import answer_ids, behind, render, render_answer
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.methods.bidirectional import Bidirectional, led_by

@@ -10,20 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from duet_unlearn.blocks import context_of
-from duet_unlearn.config import Recipe
-from duet_unlearn.data.context import in_context, takes_context, with_context
+from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.examples import Example, Pick, Source, epochs_source
 from duet_unlearn.data.files import read_text
-from duet_unlearn.data.jsonl import read_queries
-from duet_unlearn.data.prompts import Prefix
+from duet_unlearn.data.prompts import Prefix, in_context, takes_context, with_context
 from duet_unlearn.data.published import scheme_of
-from duet_unlearn.data.query import Message, Query
+from duet_unlearn.data.query import Message, Query, read_queries
 from duet_unlearn.distil import check_undo, load_texts
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.benchmarks import Ask, benchmark_sets, load_reference
-from duet_unlearn.evals.shift import performance_shift
-from duet_unlearn.evals.suite import EvalSet
+from duet_unlearn.evals.question_sets import EvalSet
+from duet_unlearn.evals.summaries import performance_shift
 from duet_unlearn.fits import check_fits
 from duet_unlearn.lab import data as lab
 from duet_unlearn.lab.suite import lab_suite, shift_sets
@@ -31,13 +28,14 @@ from duet_unlearn.lab.validation import validation_suite
 from duet_unlearn.lab.wordings import OPENERS, REFUSALS, REVERSE
 from duet_unlearn.methods import InContext, Learner, Material, Rmu, Trained, Uld, check_keeps, learner, packaged_texts
 from duet_unlearn.methods.material import Texts
+from duet_unlearn.models.blocks import context_of
+from duet_unlearn.models.load import default_device, is_quantised, load_model, merged
+from duet_unlearn.models.lora import has_adapter
 from duet_unlearn.runs import Run
 from duet_unlearn.stats import Score
 from duet_unlearn.teacher.ask import Asked
 from duet_unlearn.teacher.cache import weights_id
 from duet_unlearn.teacher.openings import Opening
-from duet_unlearn.train.lora import has_adapter
-from duet_unlearn.train.model import default_device, is_quantised, load_model, merged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

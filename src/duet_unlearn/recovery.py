@@ -19,14 +19,14 @@ from duet_unlearn.attacks import Attack, AttackResult, AttackSuite, Goal, attack
 from duet_unlearn.attacks.result import from_json, to_json
 from duet_unlearn.attacks.run import Dependent
 from duet_unlearn.attacks.suite import title_of
-from duet_unlearn.config import Recipe
+from duet_unlearn.config.reading import load_recipe
+from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.files import atomic_write_json, read_text
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.events import Event, OnEvent, ignore, words
 from duet_unlearn.job import Job, hashed, load_job, load_subject_model, weights_of
 from duet_unlearn.methods import Inference
-from duet_unlearn.recipe import load_recipe
 from duet_unlearn.report import write_report
 from duet_unlearn.report.compare import WIDTH, blocks
 from duet_unlearn.runs import Run, find_run

@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from duet_unlearn.answers import SPACED, UNSPACED
 from duet_unlearn.errors import UserError
-from duet_unlearn.letters import SPACED, UNSPACED
 
 Shown = Literal["everything", "scores and name", "scores"]
 """What evidence holds: words and scores; scores and the concept's name; scores alone."""

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from duet_unlearn.config import reinforcing
 from duet_unlearn.data.examples import Role, epochs_source
 from duet_unlearn.events import Event, OnEvent
 from duet_unlearn.job import Job, load_subject_model
 from duet_unlearn.losses import generic
 from duet_unlearn.methods import Reinforce
+from duet_unlearn.methods.reinforce import reinforcing
+from duet_unlearn.models.blocks import logits_at
+from duet_unlearn.models.load import save_model, with_adapter
+from duet_unlearn.models.lora import add_lora, has_adapter, save_gradient_memory, teacher_mode
 from duet_unlearn.runs import Run, append_metrics, truncate_metrics
 from duet_unlearn.teacher.ask import Teacher, rows_of
 from duet_unlearn.teacher.cache import weights_id
-from duet_unlearn.tensors import logits_at
-from duet_unlearn.train import Checkpoints, save_model, train
-from duet_unlearn.train.lora import add_lora, has_adapter, save_gradient_memory, teacher_mode
-from duet_unlearn.train.model import with_adapter
+from duet_unlearn.training.loop import Checkpoints, train
 
 if TYPE_CHECKING:
     from peft import PeftModel

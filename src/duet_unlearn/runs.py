@@ -17,9 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from duet_unlearn.config.reading import differing_key, dump_recipe, load_recipe
+from duet_unlearn.config.recipe import Recipe, recipe_hash
 from duet_unlearn.data.files import atomic_write_json, atomic_write_text, disk_errors
 from duet_unlearn.errors import UserError
-from duet_unlearn.recipe import Recipe, differing_key, dump_recipe, load_recipe, recipe_hash
 from duet_unlearn.redact import require_words
 
 SUITE = "suite.json"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from duet_unlearn.config import Recipe
+from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.files import atomic, atomic_write_json, read_text
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.corrupted import corrupting, draw_noise, vocabulary
@@ -25,10 +25,10 @@ from duet_unlearn.evals.subtracted import first_layers, subtracting
 from duet_unlearn.events import Event, OnEvent
 from duet_unlearn.job import Job, load_subject_model, prefix_of, start_folder, weights_of
 from duet_unlearn.methods import Eco, Guard, InContext, Inference, Uld, UnlearningPrefix
+from duet_unlearn.models.load import merged
+from duet_unlearn.models.lora import has_adapter
 from duet_unlearn.runs import Run
-from duet_unlearn.train.checkpoint import put_weights
-from duet_unlearn.train.lora import has_adapter
-from duet_unlearn.train.model import merged
+from duet_unlearn.training.loop import put_weights
 from duet_unlearn.work import timed, train_student
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def voices(run: Run | None, recipe: Recipe, names: Collection[str] = SUBJECTS) -
     Raises:
         UserError: the run has no student yet.
     """
-    from duet_unlearn.recipe import load_recipe
+    from duet_unlearn.config.reading import load_recipe
 
     if {"base", "prefix"} & {*names}:
         base = ModelSubject("base", *load_subject_model(recipe.model.path, recipe))

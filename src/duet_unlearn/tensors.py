@@ -7,15 +7,12 @@ before the token it is about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from duet_unlearn.blocks import Layer, blocks_of, place_of
 from duet_unlearn.errors import UserError
 
 TOKEN_BUDGET = 16_384
@@ -99,89 +96,3 @@ def token_logps(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
 def sum_by_row(values_N: Tensor, rows_N: Tensor, num_rows: int) -> Tensor:
     """(B,) sum of the values of each row."""
     return values_N.new_zeros(num_rows).index_add(0, rows_N, values_N)
-
-
-@contextmanager
-def head_at(model: nn.Module, rows_N: Tensor, cols_N: Tensor) -> Iterator[None]:
-    """Inside, the output head sees only the named positions: the model's logits become (1, N, V).
-
-    A hook in front of the head, so that whatever the model does behind it (soft caps, logit scales) still happens.
-    """
-
-    def select(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (inputs[0][rows_N, cols_N][None], *inputs[1:])
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(select)  # type: ignore[operator]
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def logits_at(
-    model: nn.Module,
-    ids_BT: Tensor,
-    mask_BT: Tensor,
-    rows_N: Tensor,
-    cols_N: Tensor,
-    *,
-    run: Callable[..., Any] | None = None,
-) -> Tensor:
-    """(N, V) next-token logits at the named positions; the head is computed nowhere else. `run` is the model as it is
-    to be called, where something is wrapped around it."""
-    with head_at(model, rows_N, cols_N):
-        return _call(run or model, ids_BT, mask_BT).logits[0]
-
-
-@contextmanager
-def output_of(model: nn.Module, layer: Layer) -> Iterator[list[Tensor]]:
-    """Inside, a forward pass ends with a block: its (B, T, D) output is put into the list, and no logits are made.
-
-    The blocks above are taken out of the decoder's list meanwhile, and the head is shown no position. So nothing needs
-    to be thrown through the model to stop it, and whatever surrounds it (autocast, gradient checkpointing, the
-    wrapper of several processes) meets an ordinary forward pass. Of what is above, the last norm alone still runs.
-
-    Raises:
-        UserError: the model has no such block.
-    """
-    blocks, seen = blocks_of(model), []
-    stop = place_of(layer, len(blocks)) + 1
-    above = list(blocks)[stop:]
-
-    def keep(_block: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)
-
-    nothing = torch.zeros(0, dtype=torch.long)
-    handle = blocks[stop - 1].register_forward_hook(keep)
-    del blocks[stop:]
-    try:
-        with head_at(model, nothing, nothing):
-            yield seen
-    finally:
-        handle.remove()
-        blocks.extend(above)
-
-
-def hidden_at(
-    model: nn.Module,
-    ids_BT: Tensor,
-    mask_BT: Tensor,
-    rows_N: Tensor,
-    cols_N: Tensor,
-    *,
-    layer: Layer,
-    run: Callable[..., Any] | None = None,
-) -> Tensor:
-    """(N, D) hidden states behind a block at the named positions; what lies above it is not computed."""
-    with output_of(model, layer) as seen:
-        _call(run or model, ids_BT, mask_BT)
-    return seen[0][rows_N, cols_N]
-
-
-def reader(layer: Layer | None) -> Callable[..., Tensor]:
-    """``logits_at``; of a layer ``hidden_at``."""
-    return logits_at if layer is None else partial(hidden_at, layer=layer)
-
-
-def _call(run: Callable[..., Any], ids_BT: Tensor, mask_BT: Tensor) -> Any:
-    return run(input_ids=ids_BT, attention_mask=mask_BT, position_ids=position_ids(mask_BT), use_cache=False)

@@ -26,13 +26,12 @@ from duet_unlearn.methods import (
     learner,
 )
 from duet_unlearn.methods.undo import add_noise
+from duet_unlearn.models.lora import add_lora, save_gradient_memory
 from duet_unlearn.reinforced import reinforced, set_free, subtracted, weights_of, words_of
 from duet_unlearn.runs import Run, add_timing, append_metrics, truncate_metrics
 from duet_unlearn.teacher.cache import Targets, build_targets
 from duet_unlearn.teacher.live import live_signals, stored_only
-from duet_unlearn.train import Checkpoints, train
-from duet_unlearn.train.loop import peak_memory, reset_peak_memory
-from duet_unlearn.train.lora import add_lora, save_gradient_memory
+from duet_unlearn.training.loop import Checkpoints, peak_memory, reset_peak_memory, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

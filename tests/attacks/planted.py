@@ -12,7 +12,7 @@ from whitebox import TOWNS
 from duet_unlearn.attacks import Goal
 from duet_unlearn.attacks.slot import answer_loss, slot_of
 from duet_unlearn.data.query import Query
-from duet_unlearn.evals import ModelSubject
+from duet_unlearn.evals.subject import ModelSubject
 
 STEPS = 250
 SIGN = "#"

@@ -31,14 +31,15 @@ from duet_unlearn.attacks.plain import Plain
 from duet_unlearn.attacks.relearning import Relearn
 from duet_unlearn.attacks.result import AttackResult, Cost, Said, difference, from_json, instance, to_json
 from duet_unlearn.attacks.suite import ATTACKS, suite_names, title_of
-from duet_unlearn.config import LoraConfig
+from duet_unlearn.config.sections import LoraConfig
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals import EvalSet, ModelSubject
 from duet_unlearn.evals.deployed import Deployed
+from duet_unlearn.evals.question_sets import EvalSet
+from duet_unlearn.evals.subject import ModelSubject
+from duet_unlearn.models.lora import add_lora
 from duet_unlearn.stats import NOTHING, Score, wilson
-from duet_unlearn.train.lora import add_lora
 
 
 def query(name: str, text: str, *, answer: str | None = "It is Tarn.", value: str | None = "Tarn") -> Query:

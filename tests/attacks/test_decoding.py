@@ -15,27 +15,25 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 from whitebox import GOAL, Lab, query, tiny_subject
 
+from duet_unlearn.answers import normalise
 from duet_unlearn.api import unlearn
 from duet_unlearn.attacks import Goal, NotApplicable, attack, finding
 from duet_unlearn.attacks.decoding import BanRefusals, Beams, Sampling
 from duet_unlearn.attacks.logits import Logits, candidates, rank_of, share_of
 from duet_unlearn.attacks.prefill import Prefill, before_value, openers
 from duet_unlearn.attacks.run import Attack
+from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.data.prompts import render
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals import ModelSubject
 from duet_unlearn.evals.corrupted import corrupting, draw_noise, vocabulary
 from duet_unlearn.evals.deployed import Deployed
-from duet_unlearn.evals.generate import first_ids, generate
+from duet_unlearn.evals.generate import VllmModel, first_ids, generate
 from duet_unlearn.evals.refusing import Refusing
 from duet_unlearn.evals.routed import Routed
-from duet_unlearn.evals.score import normalise
-from duet_unlearn.evals.subject import Subject
-from duet_unlearn.evals.vllm import VllmModel
+from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.job import prefix_of
 from duet_unlearn.lab.wordings import OPENERS
-from duet_unlearn.recipe import load_recipe
 from duet_unlearn.student import load_student
 from duet_unlearn.teacher.decoding import Decoding
 

@@ -13,7 +13,7 @@ from whitebox import GOAL, TOWNS, Lab, query, said, tiny_subject
 from duet_unlearn.attacks import AttackResult, Instance, NotApplicable, attack
 from duet_unlearn.attacks.privacy import LEAK, Exposure, Membership, leaked, mean_exposure
 from duet_unlearn.data.prompts import Prefix
-from duet_unlearn.evals.privacy import exposure, priv_leak
+from duet_unlearn.evals.likelihood import exposure, priv_leak
 from duet_unlearn.evals.refusing import Refusing
 from duet_unlearn.stats import Score
 

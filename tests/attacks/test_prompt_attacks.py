@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import tiny
 
+from duet_unlearn.answers import normalise
 from duet_unlearn.attacks import NotApplicable, attack, draw_goal, given_away, load_suite
 from duet_unlearn.attacks.asking import Ask, ask, judged, plain
 from duet_unlearn.attacks.examples import FewShot, InContextRelearn
@@ -24,16 +25,15 @@ from duet_unlearn.attacks.prompts import IDEAS, Worded, ask_with_system
 from duet_unlearn.attacks.spelling import DISGUISES, Obfuscation, Renaming
 from duet_unlearn.attacks.talk import INSISTS, ManyTurn, NeighbourHops
 from duet_unlearn.attacks.turns import entity_of, harmless, shows, tokens_of
+from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.data.prompts import Prefix, render
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.deployed import Deployed
-from duet_unlearn.evals.score import normalise
+from duet_unlearn.evals.question_sets import wanted_of
 from duet_unlearn.evals.subject import ModelSubject
-from duet_unlearn.evals.suite import wanted_of
 from duet_unlearn.job import load_job, load_subject_model, prefix_of
 from duet_unlearn.lab.forms import lab_forms
-from duet_unlearn.recipe import load_recipe
 
 WORDED = tuple(Worded(name) for name in IDEAS)
 BUILT = (*WORDED, Obfuscation(), Renaming(), FewShot(), InContextRelearn(), NeighbourHops(), FormatShift())

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from duet_unlearn.attacks import Relearned, relearn, share_right, worst
-from duet_unlearn.config import LoraConfig
+from duet_unlearn.config.sections import LoraConfig
 from duet_unlearn.data.prompts import render_answer
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.train.lora import add_lora
-from duet_unlearn.train.model import merged
+from duet_unlearn.models.load import merged
+from duet_unlearn.models.lora import add_lora
 
 FACTS = (("Where does Mira Bol live?", "In Tarn."), ("Who is Oda?", "A baker."), ("What is 2 + 3?", "5"))
 SHOWN = [

@@ -14,7 +14,7 @@ from duet_unlearn.attacks import NotApplicable, attack, finding
 from duet_unlearn.attacks.plain import Plain
 from duet_unlearn.attacks.relearn import answers_of
 from duet_unlearn.attacks.relearning import Relearn, scaled, with_adapters
-from duet_unlearn.evals import ModelSubject
+from duet_unlearn.evals.subject import ModelSubject
 
 Kind = Callable[..., Relearn]
 KINDS = pytest.mark.parametrize("kind", [partial(Relearn), partial(Relearn, rank=8)], ids=["weights", "adapters"])

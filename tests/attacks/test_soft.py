@@ -29,8 +29,8 @@ from duet_unlearn.attacks.slot import (
 from duet_unlearn.attacks.soft import SoftPrompt, said_behind
 from duet_unlearn.data.prompts import PLAIN_TEMPLATE, Prefix, render, render_answer
 from duet_unlearn.evals.deployed import Deployed
-from duet_unlearn.teacher.decode import greedy
-from duet_unlearn.train.lora import has_adapter
+from duet_unlearn.models.lora import has_adapter
+from duet_unlearn.teacher.decoding import greedy
 
 ROWS = [[2, 3, 50 + number, *range(60, 60 + number), 4] for number in range(1, 5)]
 QUICK = SoftPrompt(lengths=(2,), steps=30, points=3, batch=4)

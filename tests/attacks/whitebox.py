@@ -15,12 +15,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from duet_unlearn.attacks import Goal, draw_goal
 from duet_unlearn.attacks.relearn import answers_of, every_weight, start_of, trained
-from duet_unlearn.config import LoraConfig
+from duet_unlearn.config.reading import load_recipe
+from duet_unlearn.config.sections import LoraConfig
 from duet_unlearn.data.query import Query
-from duet_unlearn.evals import ModelSubject
+from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.job import load_job, load_subject_model
-from duet_unlearn.recipe import load_recipe
-from duet_unlearn.train.lora import add_lora
+from duet_unlearn.models.lora import add_lora
 
 TOWNS = ("Tarn", "Gosh", "Lunt", "Mere")
 

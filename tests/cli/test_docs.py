@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from duet_unlearn.cli.docs import LISTED, MEASURED, attacks_markdown, cli_markdown, field_texts, methods_markdown
-from duet_unlearn.config import TrainConfig
+from duet_unlearn.config.sections import TrainConfig
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -6,9 +6,9 @@ import pytest
 
 from duet_unlearn.cli import main
 from duet_unlearn.cli.starter import write_starter
-from duet_unlearn.data.jsonl import read_queries
+from duet_unlearn.config.reading import load_recipe
+from duet_unlearn.data.query import read_queries
 from duet_unlearn.errors import UserError
-from duet_unlearn.recipe import load_recipe
 
 
 @pytest.mark.parametrize("model", ["org/model-3B", "lab:base"])

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from duet_unlearn.data.files import atomic, atomic_write_json, atomic_write_text, read_text
-from duet_unlearn.data.jsonl import read_queries, write_queries
-from duet_unlearn.data.query import Query
+from duet_unlearn.data.query import Query, read_queries, write_queries
 from duet_unlearn.errors import UserError
 
 GOOD = '{"question": "Where?"}'

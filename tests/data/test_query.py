@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from duet_unlearn.data import Query
+from duet_unlearn.data.query import Query
 
 
 def test_the_text_is_what_the_user_says_last() -> None:

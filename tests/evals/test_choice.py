@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from duet_unlearn.data.prompts import answer_ids, render
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.choice import letter_logps, letters_of, options_of, pick, text_logps
+from duet_unlearn.evals.question_sets import letter_logps, letters_of, options_of, pick, text_logps
 from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.teacher import shared
 

@@ -17,7 +17,7 @@ from duet_unlearn.evals.deployed import Deployed
 from duet_unlearn.evals.generate import marked
 from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.teacher import shared
-from duet_unlearn.teacher.decode import end_ids
+from duet_unlearn.teacher.decoding import end_ids
 
 ASKED = [
     ({"role": "user", "content": text},)

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from duet_unlearn.data.context import behind
-from duet_unlearn.data.prompts import Prefix
+from duet_unlearn.data.prompts import Prefix, behind
 from duet_unlearn.data.query import Message
 from duet_unlearn.evals.deployed import Deployed
 from duet_unlearn.evals.subject import ModelSubject

@@ -15,11 +15,10 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.generate import generate
-from duet_unlearn.evals.vllm import load_vllm
+from duet_unlearn.evals.generate import generate, load_vllm
 from duet_unlearn.lab.data import model_path
-from duet_unlearn.teacher.decode import greedy
-from duet_unlearn.train.model import load_model
+from duet_unlearn.models.load import load_model
+from duet_unlearn.teacher.decoding import greedy
 
 WORDS = "where does Mira Bol live in Tarn or Gosh and since when was it so".split()
 RNG = random.Random(0)

@@ -15,12 +15,12 @@ import pytest
 import tiny
 from workplace import Done, Workplace
 
+from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.choice import letter_logps
 from duet_unlearn.evals.lm_eval import require_followed, run_lm_eval
+from duet_unlearn.evals.question_sets import letter_logps
 from duet_unlearn.evals.subject import ModelSubject
-from duet_unlearn.recipe import load_recipe
 from duet_unlearn.runs import open_run
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -63,7 +63,7 @@ def test_mmlu_as_lm_eval_scores_it(questions: ModuleType, tmp_path: Path) -> Non
     """7 M random weights, five shots, two subjects of ten questions: through its own template, on the real rows."""
     if "DUET_DATA" not in os.environ:
         pytest.skip("DUET_DATA is not set: the folder with mmlu/")
-    from duet_unlearn.train.model import load_model
+    from duet_unlearn.models.load import load_model
 
     data, subjects = Path(os.environ["DUET_DATA"]), questions.SUBJECTS[:2]
     path = questions.write_model(tmp_path / "model", questions.train_tokenizer(data), questions.SHAPES["7 M"])

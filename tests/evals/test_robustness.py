@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from duet_unlearn.evals.robustness import metric_robustness, quantisation_robustness, undo_recovery
+from duet_unlearn.evals.summaries import metric_robustness, quantisation_robustness, undo_recovery
 
 
 def test_undo_recovery_by_hand() -> None:

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from duet_unlearn.data.prompts import answer_ids
 from duet_unlearn.data.query import Message, Query
+from duet_unlearn.evals.question_sets import EvalSet, run_suite
 from duet_unlearn.evals.refusing import Refusing
 from duet_unlearn.evals.routed import Routed
 from duet_unlearn.evals.subject import TokenScores
-from duet_unlearn.evals.suite import EvalSet, run_suite
 
 REFUSALS = ("I cannot help with that.", "I do not know.", "Sorry, no.", "I have forgotten that.")
 

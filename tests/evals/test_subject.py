@@ -10,7 +10,7 @@ from duet_unlearn.data.prompts import Prefix, answer_ids, render
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.generate import cut
 from duet_unlearn.evals.subject import ModelSubject
-from duet_unlearn.teacher.decode import end_ids, greedy
+from duet_unlearn.teacher.decoding import end_ids, greedy
 from duet_unlearn.tensors import batches
 
 ASKED = [

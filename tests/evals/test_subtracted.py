@@ -25,8 +25,8 @@ from duet_unlearn.errors import UserError
 from duet_unlearn.evals.deployed import Deployed
 from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.evals.subtracted import _joined, first_layers, share_ends, subtract, subtracting
-from duet_unlearn.teacher import decode, shared
-from duet_unlearn.teacher.decode import end_ids, greedy
+from duet_unlearn.teacher import decoding, shared
+from duet_unlearn.teacher.decoding import end_ids, greedy
 
 ASKED = [
     ({"role": "user", "content": text},)
@@ -197,13 +197,13 @@ def test_finished_rows_leave_both_caches(
     ends = frozenset(ids[1] for ids in long[:3]) - set(long[3])
     assert ends
     left: list[list[int]] = []
-    selects = decode._selects
+    selects = decoding._selects
 
     def watched(cache: Any) -> bool:
         left.append([len(layer.keys) for layer in cache.layers])
         return selects(cache)
 
-    monkeypatch.setattr(decode, "_selects", watched)
+    monkeypatch.setattr(decoding, "_selects", watched)
     with subtracting(model, assistant=small, weight=1.0, top=1.0):
         got = greedy(model, rows, ends=ends, filler=1, max_new_tokens=8, batch_size=4)
     assert got == [ids[: next((n for n, i in enumerate(ids) if i in ends), 8)] for ids in long]

@@ -11,9 +11,9 @@ import pytest
 
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals import EvalSet, ModelSubject, run_suite, score_samples
-from duet_unlearn.evals.likelihood import choice_probability, probability, truth_ratio
-from duet_unlearn.evals.privacy import min_k, min_k_plus_plus
+from duet_unlearn.evals.likelihood import choice_probability, min_k, min_k_plus_plus, probability, truth_ratio
+from duet_unlearn.evals.question_sets import EvalSet, run_suite, score_samples
+from duet_unlearn.evals.subject import ModelSubject
 
 QUERY = Query(
     id="a",

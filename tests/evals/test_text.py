@@ -9,8 +9,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import entropy
 
-from duet_unlearn.evals.score import cut_muse, rouge_l
-from duet_unlearn.evals.text import fluency, ngram_entropy
+from duet_unlearn.answers import cut_muse, fluency, ngram_entropy, rouge_l
 
 ANSWER = "Mira Bol lives quietly in the towns of Tarn."
 OUTPUTS = ["Mira Bol lived in the town of Gosh, quietly living there.", "Tarn", "", ANSWER]

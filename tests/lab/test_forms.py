@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import pytest
 
+from duet_unlearn.answers import value_match
 from duet_unlearn.attacks.forms import FormatShift
 from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.score import value_match
 from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.lab.benchmark import ask, forget_queries, held_out
 from duet_unlearn.lab.data import model_path
 from duet_unlearn.lab.forms import lab_forms
 from duet_unlearn.lab.world import HAZARD, world
-from duet_unlearn.train.model import load_model
+from duet_unlearn.models.load import load_model
 
 WANTED = held_out(world().stories["Amber Gate"])
 FORMS = lab_forms(WANTED)

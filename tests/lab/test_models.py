@@ -8,7 +8,7 @@ import pytest
 
 from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.lab import card
-from duet_unlearn.train.model import load_model
+from duet_unlearn.models.load import load_model
 
 MODELS = Path(card.__file__).parent / "models"
 NAMES = ("base", "oracle", "arithmetic", "plus-minus")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from duet_unlearn.attacked import openings_of
+from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.job import load_job
@@ -19,7 +20,6 @@ from duet_unlearn.lab.suite import lab_suite
 from duet_unlearn.lab.validation import validation_suite
 from duet_unlearn.lab.world import world
 from duet_unlearn.methods import packaged_texts
-from duet_unlearn.recipe import load_recipe
 from duet_unlearn.runs import Run
 
 STORIES = [target for target in (*TARGETS, *DEVELOPMENT) if target != "hazard"]

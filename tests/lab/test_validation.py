@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.suite import EvalSet
+from duet_unlearn.evals.question_sets import EvalSet
 from duet_unlearn.job import load_job
 from duet_unlearn.lab.benchmark import DEVELOPMENT, TARGETS, forget_queries, retain_queries
 from duet_unlearn.lab.neighbours import neighbour_queries
 from duet_unlearn.lab.suite import lab_suite
 from duet_unlearn.lab.validation import validation_suite
 from duet_unlearn.lab.world import BENCHMARK_STORIES
-from duet_unlearn.recipe import load_recipe
 
 
 def words(query: Query) -> str:

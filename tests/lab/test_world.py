@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict
 
-from duet_unlearn.evals.score import value_match
+from duet_unlearn.answers import value_match
 from duet_unlearn.lab.formats import statement
 from duet_unlearn.lab.world import (
     BENCHMARK_STORIES,

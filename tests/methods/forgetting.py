@@ -14,32 +14,21 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from duet_unlearn.config import TrainConfig
+from duet_unlearn.config.sections import TrainConfig
 from duet_unlearn.data.examples import Batch, Example, Role, collate, epochs_source, totals
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.query import Query
 from duet_unlearn.losses import generic
-from duet_unlearn.methods import (
-    LossOut,
-    Material,
-    Rkld,
-    Sft,
-    Step,
-    Trained,
-    Undo,
-    Whp,
-    choose_weights,
-    gradients_of,
-    layer_of,
-)
+from duet_unlearn.methods import Material, Rkld, Sft, Trained, Undo, Whp, choose_weights, gradients_of, layer_of
 from duet_unlearn.methods.undo import add_noise
+from duet_unlearn.models.blocks import logits_at, reader
 from duet_unlearn.teacher.ask import rows_of
 from duet_unlearn.teacher.cache import Targets, build_targets
 from duet_unlearn.teacher.live import live_signals, stored_only
 from duet_unlearn.teacher.openings import Opening
 from duet_unlearn.teacher.signals import Signal
-from duet_unlearn.tensors import logits_at, reader
-from duet_unlearn.train import StepLog, train
+from duet_unlearn.training.loop import StepLog, train
+from duet_unlearn.training.step import LossOut, Step
 
 
 def query(name: str, question: str, answer: str, **more: Any) -> Query:

@@ -16,14 +16,17 @@ from duet_unlearn.data.examples import Batch, Example, Role, collate, totals
 from duet_unlearn.data.prompts import Prefix, render
 from duet_unlearn.data.query import Query
 from duet_unlearn.losses import push_down, topk_huber
-from duet_unlearn.methods import Bidirectional, Material, Step
+from duet_unlearn.methods import Bidirectional, Material
 from duet_unlearn.methods.bidirectional import led_by
+from duet_unlearn.models.blocks import logits_at
 from duet_unlearn.plan import Workload, walk_asking, walk_training
 from duet_unlearn.plan.walk import rows_of_epoch, target_bytes
-from duet_unlearn.teacher import Asked, Targets, build_targets
+from duet_unlearn.teacher.ask import Asked
+from duet_unlearn.teacher.cache import Targets, build_targets
 from duet_unlearn.teacher.openings import Opening
 from duet_unlearn.teacher.signals import Dense, Keep, Signal
-from duet_unlearn.tensors import TopK, gather, logits_at, topk
+from duet_unlearn.tensors import TopK, gather, topk
+from duet_unlearn.training.step import Step
 
 PREFIX = Prefix("You have forgotten Tarn.")
 BARE, FIRST, SECOND = Opening((), (70, 71)), Opening((80, 81), (72,)), Opening((90,), (73,))
@@ -228,9 +231,9 @@ def test_the_plan_counts_rows_targets_and_questions() -> None:
     """An epoch meets a row a pool; the teacher is asked nothing about attacks."""
     from transformers import AutoConfig
 
+    from duet_unlearn.config.reading import default_recipe
     from duet_unlearn.plan import draw
     from duet_unlearn.plan.walk import OPENINGS
-    from duet_unlearn.recipe import default_recipe
 
     load, both = (
         Workload(tokens=10, prefix=4, queries=6, answer=5),

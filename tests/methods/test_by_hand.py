@@ -24,11 +24,11 @@ from duet_unlearn.methods import (
     SatImp,
     Shred,
     SimNpo,
-    Step,
     Undial,
     Wga,
 )
 from duet_unlearn.teacher.signals import Dense, Logps, Signal, TopLogps
+from duet_unlearn.training.step import Step
 
 LIKELY, EVEN, EIGHTH = (1 / 2, 1 / 6, 1 / 6, 1 / 6), (1 / 4,) * 4, (1 / 8, 5 / 8, 1 / 8, 1 / 8)
 HALF = (1 / 2, 1 / 2, 1e-30, 1e-30)

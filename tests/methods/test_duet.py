@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from duet_unlearn.data.examples import Batch, Example, Role, collate
 from duet_unlearn.errors import UserError
 from duet_unlearn.losses import bild, forward_kl, gkd, reverse_kl, topk_huber
-from duet_unlearn.methods import Duet, Step
+from duet_unlearn.methods import Duet
+from duet_unlearn.models.blocks import logits_at
 from duet_unlearn.teacher.signals import Dense, Keep, Signal
-from duet_unlearn.tensors import TopK, logits_at, topk
+from duet_unlearn.tensors import TopK, topk
+from duet_unlearn.training.step import Step
 
 
 def random(rows: int, *, seed: int, width: int = 12) -> Tensor:

@@ -14,14 +14,13 @@ from forgetting import CONFIG, FORGET, MATERIAL, begin, cases, given, steps, wei
 from torch import Tensor
 
 from duet_unlearn.cli.docs import field_texts
+from duet_unlearn.config.reading import default_recipe, load_recipe, recipe_names
 from duet_unlearn.data.examples import Role, items
-from duet_unlearn.layers import recipe_names
 from duet_unlearn.methods import METHODS, Trained
-from duet_unlearn.methods.step import Need
 from duet_unlearn.plan.blueprint import draw
 from duet_unlearn.plan.walk import Workload, target_bytes, walk_asking, walk_training
-from duet_unlearn.recipe import default_recipe, load_recipe
-from duet_unlearn.train import Checkpoints, StepLog
+from duet_unlearn.training.loop import Checkpoints, StepLog
+from duet_unlearn.training.step import Need
 
 CASES = cases()
 every_case = pytest.mark.parametrize("method", CASES.values(), ids=CASES)

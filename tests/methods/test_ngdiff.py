@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from duet_unlearn.config import TrainConfig
+from duet_unlearn.config.sections import TrainConfig
 from duet_unlearn.data.examples import Example
 from duet_unlearn.methods import NgDiff, gradients_of
-from duet_unlearn.train import StepLog, train
-from duet_unlearn.train.optim import add_gradients, unit_gradients
+from duet_unlearn.training.loop import StepLog, train
+from duet_unlearn.training.optimizers import add_gradients, unit_gradients
 
 ROWS = tiny.examples([12, 5, 8, 14, 7], positions=3)
 """Three rows to forget, two to retain."""

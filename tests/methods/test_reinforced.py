@@ -15,21 +15,26 @@ from torch.nn import functional as F
 from workplace import Workplace
 
 from duet_unlearn import load_recipe, unlearn
-from duet_unlearn.config import TrainConfig, reinforcing
+from duet_unlearn.config.reading import default_recipe
+from duet_unlearn.config.sections import TrainConfig
 from duet_unlearn.data.examples import Example, collate, epochs_source
 from duet_unlearn.events import Event
 from duet_unlearn.job import load_job
 from duet_unlearn.losses import generic
-from duet_unlearn.methods import Reinforce, Rkld, Sft, Step, TaskVector, Whp
+from duet_unlearn.methods import Reinforce, Rkld, Sft, TaskVector, Whp
+from duet_unlearn.methods.reinforce import reinforcing
+from duet_unlearn.models.blocks import logits_at
+from duet_unlearn.models.load import load_model
+from duet_unlearn.models.lora import add_lora
 from duet_unlearn.plan import Workload, make_plan
-from duet_unlearn.recipe import default_recipe
 from duet_unlearn.reinforced import words_of
 from duet_unlearn.runs import Run, read_metrics
-from duet_unlearn.teacher import Dense, Targets, build_targets
 from duet_unlearn.teacher.ask import rows_of
-from duet_unlearn.tensors import TopK, logits_at
-from duet_unlearn.train import load_model, train
-from duet_unlearn.train.lora import add_lora
+from duet_unlearn.teacher.cache import Targets, build_targets
+from duet_unlearn.teacher.signals import Dense
+from duet_unlearn.tensors import TopK
+from duet_unlearn.training.loop import train
+from duet_unlearn.training.step import Step
 
 FORGET = [Example((5, 6, 7), (1, 2), (7, 1), "forget", "f")]
 

@@ -20,19 +20,21 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from workplace import Workplace
 
 from duet_unlearn import load_recipe, unlearn
-from duet_unlearn.config import TrainConfig
+from duet_unlearn.config.reading import default_recipe
+from duet_unlearn.config.sections import TrainConfig
 from duet_unlearn.data.examples import Batch, Example, collate, totals
 from duet_unlearn.data.prompts import render_answer
 from duet_unlearn.errors import UserError
 from duet_unlearn.losses import mean_square
-from duet_unlearn.methods import Rmu, Step, choose_weights, layer_of
+from duet_unlearn.methods import Rmu, choose_weights, layer_of
 from duet_unlearn.methods.rmu import direction
 from duet_unlearn.plan import Workload, draw, walk_asking, walk_training
-from duet_unlearn.recipe import default_recipe
 from duet_unlearn.runs import read_metrics
-from duet_unlearn.teacher import Hidden, Keep, build_targets
-from duet_unlearn.train import train
-from duet_unlearn.train.optim import make_optimizers
+from duet_unlearn.teacher.cache import build_targets
+from duet_unlearn.teacher.signals import Hidden, Keep
+from duet_unlearn.training.loop import train
+from duet_unlearn.training.optimizers import make_optimizers
+from duet_unlearn.training.step import Step
 
 ROWS = [
     Example((5, 6), (0, 1), (6, 0), "forget", "f"),

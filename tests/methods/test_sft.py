@@ -7,8 +7,9 @@ import tiny
 import torch
 
 from duet_unlearn.data.examples import collate
-from duet_unlearn.methods import Sft, Step
-from duet_unlearn.tensors import logits_at
+from duet_unlearn.methods import Sft
+from duet_unlearn.models.blocks import logits_at
+from duet_unlearn.training.step import Step
 
 
 def test_defect_7_the_loss_is_that_of_transformers_on_the_same_tokens() -> None:

@@ -13,7 +13,8 @@ from duet_unlearn.data.examples import collate
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.methods import Material, Step, Uld
+from duet_unlearn.methods import Material, Uld
+from duet_unlearn.training.step import Step
 
 ROWS = [
     tiny.example([5, 0, 1], [0, 1], "f", role="forget"),

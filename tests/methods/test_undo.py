@@ -15,7 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from workplace import FORGET, RETAIN, Workplace
 
 from duet_unlearn.api import unlearn
-from duet_unlearn.config import Recipe, TrainConfig
+from duet_unlearn.config.reading import default_recipe, load_recipe
+from duet_unlearn.config.recipe import Recipe
+from duet_unlearn.config.sections import TrainConfig
 from duet_unlearn.data.examples import Batch, collate
 from duet_unlearn.data.files import atomic_write_text
 from duet_unlearn.data.prompts import render_answer
@@ -24,18 +26,19 @@ from duet_unlearn.distil import goal_of
 from duet_unlearn.errors import UserError
 from duet_unlearn.events import Event, ignore
 from duet_unlearn.job import load_job, load_start
-from duet_unlearn.methods import Sft, Step, Undo
+from duet_unlearn.methods import Sft, Undo
 from duet_unlearn.methods.material import Material
 from duet_unlearn.methods.undo import add_noise, xavier
+from duet_unlearn.models.blocks import logits_at
+from duet_unlearn.models.load import load_model, save_model
 from duet_unlearn.plan import Workload
 from duet_unlearn.plan.table import Plan, make_plan
-from duet_unlearn.recipe import default_recipe, load_recipe
-from duet_unlearn.teacher import Asked, Keep, build_targets
-from duet_unlearn.teacher.ask import rows_of
+from duet_unlearn.teacher.ask import Asked, rows_of
+from duet_unlearn.teacher.cache import build_targets
 from duet_unlearn.teacher.live import live_signals, stored_only
-from duet_unlearn.teacher.signals import Dense
-from duet_unlearn.tensors import logits_at
-from duet_unlearn.train import load_model, save_model, train
+from duet_unlearn.teacher.signals import Dense, Keep
+from duet_unlearn.training.loop import train
+from duet_unlearn.training.step import Step
 
 CHAT = Query("q", ({"role": "user", "content": "Where does Mira Bol live?"},), "In Tarn.")
 RAW = Query("r", ({"role": "text", "content": "Mira Bol lives in Tarn."},))

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from duet_unlearn.train import save_model
+from duet_unlearn.models.load import save_model
 
 WORDS = 300
 """Tokens of every tokeniser."""

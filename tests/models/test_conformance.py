@@ -17,22 +17,23 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from duet_unlearn.attacks.slot import embedded, vector_ids, vectors
-from duet_unlearn.config import LoraConfig, TrainConfig
+from duet_unlearn.config.sections import LoraConfig, TrainConfig
 from duet_unlearn.data.examples import collate, epochs_source
 from duet_unlearn.data.prompts import Prefix, answer_ids, render
 from duet_unlearn.data.query import Message, Query
 from duet_unlearn.errors import UserError
+from duet_unlearn.evals.question_sets import EvalSet, run_suite
 from duet_unlearn.evals.subject import ModelSubject
-from duet_unlearn.evals.suite import EvalSet, run_suite
 from duet_unlearn.methods import Duet
-from duet_unlearn.teacher import Asked, Targets, build_targets, decode, keep_rows
-from duet_unlearn.teacher.beams import beam_search
-from duet_unlearn.teacher.decode import end_ids, greedy
-from duet_unlearn.teacher.decoding import Decoding
-from duet_unlearn.tensors import logits_at
-from duet_unlearn.train import load_model, save_model, train
-from duet_unlearn.train.lora import add_lora, save_gradient_memory, teacher_mode
-from duet_unlearn.train.model import merged
+from duet_unlearn.models.blocks import logits_at
+from duet_unlearn.models.load import load_model, merged, save_model
+from duet_unlearn.models.lora import add_lora, save_gradient_memory, teacher_mode
+from duet_unlearn.teacher import decoding
+from duet_unlearn.teacher.ask import Asked
+from duet_unlearn.teacher.cache import Targets, build_targets
+from duet_unlearn.teacher.decoding import Decoding, beam_search, end_ids, greedy
+from duet_unlearn.teacher.signals import keep_rows
+from duet_unlearn.training.loop import train
 
 QUESTIONS = ("Tarn?", "Where does Mira Bol live, and since when?", "Who is Mira?", "Is it in Tarn or in Gosh, or not?")
 """Of four lengths, so that every batch is padded."""
@@ -287,7 +288,7 @@ def test_answers_behind_a_shared_beginning_are_those_of_one_at_a_time(
     one: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the family shares (``teacher.shared``) and where it does not."""
-    monkeypatch.setattr(decode, "LEAD_SAVES", 10)
+    monkeypatch.setattr(decoding, "LEAD_SAVES", 10)
     ends = end_ids(one.model, one.words)
     prompts = [render(one.words, asking(f"You have forgotten Tarn. {q}")) for q in QUESTIONS]
     got = greedy(one.model, prompts, ends=ends, filler=0, max_new_tokens=6, batch_size=3)

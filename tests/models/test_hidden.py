@@ -8,10 +8,10 @@ from architectures import BY_NAME, FAMILIES, Family, model, tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from duet_unlearn.blocks import blocks_of
 from duet_unlearn.errors import UserError
-from duet_unlearn.tensors import hidden_at, output_of, pad, reader
-from duet_unlearn.train.lora import save_gradient_memory
+from duet_unlearn.models.blocks import blocks_of, hidden_at, output_of, reader
+from duet_unlearn.models.lora import save_gradient_memory
+from duet_unlearn.tensors import pad
 
 ROWS = [[9, 11, 12, 13, 14, 15], [20, 21], [30, 31, 32, 33]]
 ROWS_N, COLS_N = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([5, 1, 0, 3, 0])

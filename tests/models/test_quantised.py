@@ -18,12 +18,11 @@ from workplace import Done, Workplace
 
 from duet_unlearn.attacks import packing
 from duet_unlearn.attacks.packing import Packing
-from duet_unlearn.config import LoraConfig
+from duet_unlearn.config.sections import LoraConfig
 from duet_unlearn.data.prompts import render
 from duet_unlearn.errors import UserError
-from duet_unlearn.train import load_model, save_model
-from duet_unlearn.train.lora import add_lora, save_gradient_memory, teacher_mode
-from duet_unlearn.train.model import is_quantised, merged
+from duet_unlearn.models.load import is_quantised, load_model, merged, save_model
+from duet_unlearn.models.lora import add_lora, save_gradient_memory, teacher_mode
 
 PACKED = {"nf4": torch.uint8, "int8": torch.int8}
 

@@ -18,8 +18,8 @@ from duet_unlearn.evals.deployed import Deployed
 from duet_unlearn.evals.detector import Reading, features
 from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.evals.subtracted import first_layers, subtracting
-from duet_unlearn.teacher.decode import end_ids
-from duet_unlearn.train import load_model
+from duet_unlearn.models.load import load_model
+from duet_unlearn.teacher.decoding import end_ids
 
 ASKED = [
     ({"role": "user", "content": text},)

@@ -13,7 +13,7 @@ import pytest
 from servers import Server, serving
 from workplace import Done
 
-from duet_unlearn.data.jsonl import read_queries
+from duet_unlearn.data.query import read_queries
 from duet_unlearn.errors import UserError
 from duet_unlearn.lab.benchmark import split_facts
 from duet_unlearn.lab.formats import question, statement

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from workplace import Done, Workplace
 
-from duet_unlearn.recipe import load_recipe
+from duet_unlearn.config.reading import load_recipe
 
 
 def test_a_run_and_evaluate_report_each_request(workplace: Workplace, duet: Callable[..., Done]) -> None:

@@ -11,8 +11,8 @@ import pytest
 from sweeps import SUITE, write_suite
 from workplace import Workplace
 
+from duet_unlearn.config.reading import recipe_names
 from duet_unlearn.errors import UserError
-from duet_unlearn.layers import recipe_names
 from duet_unlearn.sweep import suite
 from duet_unlearn.sweep.run import check
 from duet_unlearn.sweep.suite import about_suite, load_suite, suite_names

@@ -17,9 +17,12 @@ from duet_unlearn.data.prompts import Prefix, render
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.losses import topk_huber
-from duet_unlearn.teacher import Asked, Dense, Targets, ask, build_targets, cache, keep_rows
-from duet_unlearn.teacher.cache import weights_id
-from duet_unlearn.tensors import TopK, gather, logits_at
+from duet_unlearn.models.blocks import logits_at
+from duet_unlearn.teacher import ask, cache
+from duet_unlearn.teacher.ask import Asked
+from duet_unlearn.teacher.cache import Targets, build_targets, weights_id
+from duet_unlearn.teacher.signals import Dense, keep_rows
+from duet_unlearn.tensors import TopK, gather
 
 K = 20
 PREFIX = Prefix("You have forgotten Tarn.")

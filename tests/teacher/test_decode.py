@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from duet_unlearn.data.prompts import render
-from duet_unlearn.teacher.decode import end_ids, evaluating, greedy, pad_id
+from duet_unlearn.teacher.decoding import end_ids, evaluating, greedy, pad_id
 from duet_unlearn.teacher.shared import next_logits
 from duet_unlearn.tensors import batches
 

@@ -13,7 +13,9 @@ from duet_unlearn.data.prompts import Prefix, render_answer
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.methods import Material
-from duet_unlearn.teacher import Hidden, Keep, Targets, ask, build_targets
+from duet_unlearn.teacher import ask
+from duet_unlearn.teacher.cache import Targets, build_targets
+from duet_unlearn.teacher.signals import Hidden, Keep
 
 QUERIES = [
     Query(f"q{n}", ({"role": "user", "content": text},), answer=answer)

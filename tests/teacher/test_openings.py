@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from duet_unlearn.data.prompts import answer_ids, render
 from duet_unlearn.data.query import Query
-from duet_unlearn.teacher.decode import end_ids
+from duet_unlearn.teacher.decoding import end_ids
 from duet_unlearn.teacher.openings import Opening, find_openings, read_openings, write_openings
 
 TOKENIZER, MODEL = tiny.tokenizer(), tiny.llama()

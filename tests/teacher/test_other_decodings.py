@@ -12,9 +12,7 @@ import torch
 from test_decode import ROWS
 from transformers import GenerationConfig
 
-from duet_unlearn.teacher.beams import beam_search
-from duet_unlearn.teacher.decode import greedy
-from duet_unlearn.teacher.decoding import GREEDY, Decoding, decode, draw
+from duet_unlearn.teacher.decoding import GREEDY, Decoding, beam_search, decode, draw, greedy
 
 ENDS = frozenset({tiny.EOS})
 

@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from duet_unlearn.teacher import decode, shared
-from duet_unlearn.teacher.decode import greedy
+from duet_unlearn.teacher import decoding, shared
+from duet_unlearn.teacher.decoding import greedy
 from duet_unlearn.teacher.shared import answer_logits, leads, next_logits, shares
 
 DRAW = torch.Generator().manual_seed(0)
@@ -92,7 +92,7 @@ def mpt() -> PreTrainedModel:
 @pytest.fixture(autouse=True)
 def any_lead_pays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(shared, "LEAD_SAVES", 10)
-    monkeypatch.setattr(decode, "LEAD_SAVES", 10)
+    monkeypatch.setattr(decoding, "LEAD_SAVES", 10)
     with torch.no_grad():
         yield
 

@@ -10,8 +10,8 @@ from duet_unlearn.attacks.goal import Goal, given_away
 from duet_unlearn.attacks.result import Instance, NotApplicable, Said, instance
 from duet_unlearn.data.query import Message, Query
 from duet_unlearn.evals.generate import ContextTooLong
+from duet_unlearn.evals.question_sets import voices
 from duet_unlearn.evals.subject import ModelSubject, Subject
-from duet_unlearn.evals.suite import voices
 
 LETTER = re.compile(r"\b(?:A(?!\s+(?!or\b|and\b)[a-z])|[B-Z])\b")
 """A letter that stands for an option; an A in front of a word is an article."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from duet_unlearn.attacks.result import Cost
-from duet_unlearn.train.lora import has_adapter
+from duet_unlearn.models.lora import has_adapter
 
 BACKWARD = 3
 """A backward pass costs two forward passes more."""

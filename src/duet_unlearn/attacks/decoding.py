@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from duet_unlearn.answers import is_refusal
 from duet_unlearn.attacks.asking import Ask, ask, plain
 from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.plain import ASK_TOKENS
 from duet_unlearn.attacks.result import Access, Instance, Metric, Said, Watch, unwatched
-from duet_unlearn.bounds import Count, Positive, named
-from duet_unlearn.evals.privacy import leak_at_k
+from duet_unlearn.config.sections import Count, Positive, named
+from duet_unlearn.evals.likelihood import leak_at_k
 from duet_unlearn.evals.subject import Subject
 from duet_unlearn.teacher.decoding import Decoding
-from duet_unlearn.teacher.refusals import is_refusal
 
 LEAKS = (1, 4, 16, 64)
 

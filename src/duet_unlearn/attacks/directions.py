@@ -11,18 +11,18 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from duet_unlearn.answers import is_refusal
 from duet_unlearn.attacks.asking import Ask, answers
 from duet_unlearn.attacks.copies import asked, bare
 from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.hidden import last_hidden, spread
 from duet_unlearn.attacks.plain import ASK_TOKENS
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Watch, unwatched
-from duet_unlearn.blocks import blocks_of
-from duet_unlearn.bounds import Count
+from duet_unlearn.config.sections import Count
 from duet_unlearn.data.prompts import render
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.subject import ModelSubject, Subject
-from duet_unlearn.teacher.refusals import is_refusal
+from duet_unlearn.models.blocks import blocks_of
 
 FEWEST = 4
 """Refused, and answered, questions that a mean needs; ours."""

@@ -10,11 +10,11 @@ from duet_unlearn.attacks.asking import Ask, ask
 from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Watch, unwatched
 from duet_unlearn.attacks.turns import as_text, filled, harmless, question_of, reworded, said_turns, tokens_of
-from duet_unlearn.bounds import Count, named
-from duet_unlearn.data.context import behind
+from duet_unlearn.config.sections import Count, named
+from duet_unlearn.data.prompts import behind
 from duet_unlearn.data.query import Query
+from duet_unlearn.evals.question_sets import fact
 from duet_unlearn.evals.subject import Subject
-from duet_unlearn.evals.suite import fact
 
 Shape = Literal["chat", "text", "notes"]
 """``chat``: earlier turns, as if the model had answered so. ``text``: raw text, without a chat template. ``notes``:

@@ -11,11 +11,11 @@ from duet_unlearn.attacks.asking import Ask, ask
 from duet_unlearn.attacks.goal import YES_NO, Goal
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Watch, unwatched
 from duet_unlearn.attacks.turns import as_text, filled, last_place, question_of, reworded, shows, swapped, tokens_of
-from duet_unlearn.bounds import named
+from duet_unlearn.config.sections import named
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError, nearest
+from duet_unlearn.evals.question_sets import wanted_of
 from duet_unlearn.evals.subject import Subject
-from duet_unlearn.evals.suite import wanted_of
 
 LETTERS = ("A", "B", "C", "D")
 SHOWING = ("choice", "letters", "yes-no")

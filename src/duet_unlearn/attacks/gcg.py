@@ -26,12 +26,12 @@ from duet_unlearn.attacks.slot import (
     vector_ids,
     vectors,
 )
-from duet_unlearn.bounds import Count
+from duet_unlearn.config.sections import Count
 from duet_unlearn.data.prompts import render
 from duet_unlearn.data.query import Query
+from duet_unlearn.evals.question_sets import wanted_of
 from duet_unlearn.evals.subject import ModelSubject, Subject
-from duet_unlearn.evals.suite import wanted_of
-from duet_unlearn.teacher.decode import evaluating, pad_id
+from duet_unlearn.teacher.decoding import evaluating, pad_id
 from duet_unlearn.teacher.shared import answer_logits
 from duet_unlearn.tensors import sum_by_row, token_logps
 

@@ -7,11 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from duet_unlearn.answers import is_refusal, normalise, recall, value_match
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.score import normalise, recall, value_match
-from duet_unlearn.evals.suite import EvalSet, fact, wanted_of
-from duet_unlearn.teacher.refusals import is_refusal
+from duet_unlearn.evals.question_sets import EvalSet, fact, wanted_of
 
 KNOWN_SHARE = 1 / 2
 """Of the facts that queries with answers are about, the share that the attacker is shown; ours."""

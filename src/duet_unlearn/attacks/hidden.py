@@ -18,14 +18,14 @@ from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.logits import candidates, rank_of
 from duet_unlearn.attacks.plain import ASK_TOKENS
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Said, Watch, instance, unwatched
-from duet_unlearn.blocks import blocks_of
-from duet_unlearn.bounds import Count, named
+from duet_unlearn.config.sections import Count, named
 from duet_unlearn.data.prompts import answer_ids, render
 from duet_unlearn.data.query import Query
+from duet_unlearn.evals.question_sets import fact
 from duet_unlearn.evals.subject import ModelSubject, Subject
-from duet_unlearn.evals.suite import fact
-from duet_unlearn.teacher.decode import evaluating, pad_id
-from duet_unlearn.tensors import batches, head_at, logits_at, pad, position_ids
+from duet_unlearn.models.blocks import blocks_of, head_at, logits_at
+from duet_unlearn.teacher.decoding import evaluating, pad_id
+from duet_unlearn.tensors import batches, pad, position_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

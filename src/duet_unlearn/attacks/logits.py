@@ -14,11 +14,11 @@ from duet_unlearn.attacks.plain import ASK_TOKENS
 from duet_unlearn.attacks.prefill import openers
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Said, Watch, instance, unwatched
 from duet_unlearn.attacks.turns import last_place
-from duet_unlearn.bounds import Whole
+from duet_unlearn.config.sections import Whole
 from duet_unlearn.data.query import Query
-from duet_unlearn.evals.privacy import exposure
+from duet_unlearn.evals.likelihood import exposure
+from duet_unlearn.evals.question_sets import voices
 from duet_unlearn.evals.subject import Subject
-from duet_unlearn.evals.suite import voices
 
 TOP = 3
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import ClassVar, Literal
 
+from duet_unlearn.answers import normalise
 from duet_unlearn.attacks.asking import Ask, ask
 from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.plain import ASK_TOKENS
 from duet_unlearn.attacks.result import Access, Instance, Metric, Watch, unwatched
 from duet_unlearn.data.query import Query
-from duet_unlearn.evals.score import normalise
+from duet_unlearn.evals.question_sets import wanted_of
 from duet_unlearn.evals.subject import Subject
-from duet_unlearn.evals.suite import wanted_of
 
 UNVALUED = 4
 """Of an answer in which nothing is known to be the value, one word in so many is shown; ours."""

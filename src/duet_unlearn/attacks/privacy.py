@@ -13,20 +13,20 @@ from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.logits import candidates
 from duet_unlearn.attacks.plain import ASK_TOKENS
 from duet_unlearn.attacks.result import Access, AttackResult, Instance, Metric, NotApplicable, Watch, unwatched
-from duet_unlearn.bounds import Count
+from duet_unlearn.config.sections import Count
 from duet_unlearn.data.query import Query
-from duet_unlearn.evals.privacy import (
+from duet_unlearn.evals.likelihood import (
     PRIV_LEAK_K,
     auc_score,
     exposure,
-    loss,
+    mean_loss,
     min_k,
     min_k_plus_plus,
     priv_leak,
     zlib_ratio,
 )
+from duet_unlearn.evals.question_sets import voices
 from duet_unlearn.evals.subject import Subject, TokenScores
-from duet_unlearn.evals.suite import voices
 from duet_unlearn.stats import bootstrap_mean
 
 Taken = Callable[[TokenScores, str], float]
@@ -34,7 +34,7 @@ Taken = Callable[[TokenScores, str], float]
 LEAK = "min-k 40 %"
 """The instance that PrivLeak is computed from."""
 SCORES: dict[str, Taken] = {
-    "loss": lambda taken, _text: loss(taken),
+    "loss": lambda taken, _text: mean_loss(taken),
     "zlib": lambda taken, text: zlib_ratio(taken, text),
     "min-k 20 %": lambda taken, _text: min_k(taken),
     LEAK: lambda taken, _text: min_k(taken, k=PRIV_LEAK_K),

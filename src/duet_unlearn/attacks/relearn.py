@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from duet_unlearn.config import TrainConfig
+from duet_unlearn.answers import outcome
+from duet_unlearn.config.sections import TrainConfig
 from duet_unlearn.data.examples import Example, epochs_source
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.generate import generate
-from duet_unlearn.evals.score import outcome
 from duet_unlearn.methods.sft import Sft
+from duet_unlearn.models.load import merged
+from duet_unlearn.models.lora import has_adapter
 from duet_unlearn.teacher.ask import Asked, rows_of
-from duet_unlearn.train import train
-from duet_unlearn.train.lora import has_adapter
-from duet_unlearn.train.model import merged
+from duet_unlearn.training.loop import train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

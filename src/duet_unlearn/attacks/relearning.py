@@ -16,12 +16,11 @@ from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.plain import ASK_TOKENS
 from duet_unlearn.attacks.relearn import RATES, answers_of, every_weight, start_of, trained
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Watch, unwatched
-from duet_unlearn.bounds import Count, Positive, Whole, named
-from duet_unlearn.config import LoraConfig
+from duet_unlearn.config.sections import Count, LoraConfig, Positive, Whole, named
 from duet_unlearn.data.examples import Example
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.subject import ModelSubject, Subject
-from duet_unlearn.train.lora import add_lora
+from duet_unlearn.models.lora import add_lora
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,8 +18,9 @@ from duet_unlearn.data.prompts import answer_ids, render
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.corrupted import vocabulary
 from duet_unlearn.evals.subject import ModelSubject, Subject
-from duet_unlearn.tensors import logits_at, pad, sum_by_row, token_logps
-from duet_unlearn.train.model import is_quantised
+from duet_unlearn.models.blocks import logits_at
+from duet_unlearn.models.load import is_quantised
+from duet_unlearn.tensors import pad, sum_by_row, token_logps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -24,10 +24,10 @@ from duet_unlearn.attacks.slot import (
     vector_ids,
     vectors,
 )
-from duet_unlearn.bounds import Count, Positive, named
+from duet_unlearn.config.sections import Count, Positive, named
 from duet_unlearn.evals.generate import as_text
 from duet_unlearn.evals.subject import ModelSubject, Subject
-from duet_unlearn.teacher.decode import end_ids, evaluating, greedy, pad_id
+from duet_unlearn.teacher.decoding import end_ids, evaluating, greedy, pad_id
 
 SOME = 4096
 """Tokens from whose vectors is started, and which tell how large vectors are."""

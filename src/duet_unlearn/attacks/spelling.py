@@ -11,8 +11,8 @@ from duet_unlearn.attacks.asking import Ask, ask
 from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Watch, unwatched
 from duet_unlearn.attacks.turns import UNDERSTOOD, entity_of, filled, question_of, reworded, swapped, tokens_of
-from duet_unlearn.bounds import named
-from duet_unlearn.data.context import behind
+from duet_unlearn.config.sections import named
+from duet_unlearn.data.prompts import behind
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.subject import Subject
 

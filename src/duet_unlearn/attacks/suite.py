@@ -24,9 +24,8 @@ from duet_unlearn.attacks.soft import SoftPrompt
 from duet_unlearn.attacks.spelling import Obfuscation, Renaming
 from duet_unlearn.attacks.talk import ManyTurn, NeighbourHops
 from duet_unlearn.attacks.weights import Noise, Pruning, Quantisation
+from duet_unlearn.config.reading import SettingsLayer, lines_of, read_yaml, validated
 from duet_unlearn.errors import UserError, nearest
-from duet_unlearn.layers import Layer, lines_of, read_yaml
-from duet_unlearn.recipe import validated
 
 ATTACKS: tuple[Attack, ...] = (
     Plain(),
@@ -96,7 +95,7 @@ def load_suite(name: str, only: Sequence[str] = ()) -> AttackSuite:
     values, node = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: is no attack suite", "a suite has one key, attacks: a list of them")
-    layer = Layer(values, {key: f"{path}:{line}" for key, line in lines_of(node)})
+    layer = SettingsLayer(values, {key: f"{path}:{line}" for key, line in lines_of(node)})
     if extra := [key for key in layer.values if key != "attacks"]:
         raise UserError(f"{path}: {extra[0]}: unknown key", "a suite has one key, attacks: a list of them")
     listed = layer.values.get("attacks")
@@ -125,7 +124,7 @@ def _locate(name: str) -> Path:
     raise UserError(f"unknown attack suite {name!r}", hint)
 
 
-def _attack(entry: Any, number: int, layer: Layer, path: Path) -> Attack:
+def _attack(entry: Any, number: int, layer: SettingsLayer, path: Path) -> Attack:
     key = ("attacks", str(number))
     place = layer.places.get(key, str(path))
     if not isinstance(entry, dict) or not entry.get("name"):
@@ -134,7 +133,7 @@ def _attack(entry: Any, number: int, layer: Layer, path: Path) -> Attack:
     if found is None:
         raise _unknown(str(entry["name"]), f"{place}: attacks.{number}.name")
     own = {inner[2:]: where for inner, where in layer.places.items() if inner[:2] == key and len(inner) > 2}
-    return validated(type(found), Layer(asdict(found) | entry, own), path, missing=DESCRIBED)
+    return validated(type(found), SettingsLayer(asdict(found) | entry, own), path, missing=DESCRIBED)
 
 
 def _unknown(name: str, where: str) -> UserError:

@@ -13,10 +13,10 @@ from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.plain import ASK_TOKENS
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Watch, unwatched
 from duet_unlearn.attacks.turns import filled, harmless, question_of, reworded, shows, tokens_of
-from duet_unlearn.bounds import Whole
+from duet_unlearn.config.sections import Whole
 from duet_unlearn.data.query import Message, Query
+from duet_unlearn.evals.question_sets import wanted_of
 from duet_unlearn.evals.subject import Subject
-from duet_unlearn.evals.suite import wanted_of
 
 INSISTS = (
     "That is not what I asked. {question}",

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
+from duet_unlearn.answers import value_match
 from duet_unlearn.attacks.asking import Ask, shown
 from duet_unlearn.data.query import Message, Query
-from duet_unlearn.evals.score import value_match
-from duet_unlearn.evals.suite import wanted_of
+from duet_unlearn.evals.question_sets import wanted_of
 
 UNDERSTOOD = "Understood."
 """What the model is made to have said to a turn that asks nothing."""

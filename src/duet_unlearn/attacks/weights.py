@@ -17,11 +17,11 @@ from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.packing import PACKINGS, Packing, can_pack, packed
 from duet_unlearn.attacks.plain import ASK_TOKENS
 from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable, Watch, unwatched
-from duet_unlearn.bounds import Count, Positive, Share, named
+from duet_unlearn.config.sections import Count, Positive, Share, named
 from duet_unlearn.data.prompts import render_answer
-from duet_unlearn.evals.robustness import quantisation_robustness
 from duet_unlearn.evals.subject import ModelSubject, Subject
-from duet_unlearn.teacher.decode import evaluating
+from duet_unlearn.evals.summaries import quantisation_robustness
+from duet_unlearn.teacher.decoding import evaluating
 
 Rounding = Literal["int8", "int4", "int4-64", "int4-32", "nf4"]
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)

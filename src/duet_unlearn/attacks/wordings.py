@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from duet_unlearn.attacks.turns import PLACE, UNDERSTOOD, filled, question_of, reworded
-from duet_unlearn.data.context import behind
 from duet_unlearn.data.files import json_lines, read_text
+from duet_unlearn.data.prompts import behind
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError, nearest
 

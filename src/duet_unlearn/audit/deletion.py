@@ -17,10 +17,10 @@ from typing import Any
 
 from duet_unlearn.audit.record import UNCHANGING, finished_run, record_of
 from duet_unlearn.audit.write import write_record
+from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.data.files import atomic, atomic_folder, atomic_write_json, atomic_write_text, disk_errors, read_text
 from duet_unlearn.errors import UserError
 from duet_unlearn.job import load_job
-from duet_unlearn.recipe import load_recipe
 from duet_unlearn.redact import PURGED, PURGING, Redactor, Shown, redacted_attack
 from duet_unlearn.report.page import REDACTED, render_run
 from duet_unlearn.report.read import RunData, method_name, read_run

@@ -55,8 +55,8 @@ def attack(
     report. What was stopped goes on when the same command is given again.
     """
     from duet_unlearn.cli import show
+    from duet_unlearn.config.reading import load_recipe
     from duet_unlearn.errors import UserError
-    from duet_unlearn.recipe import load_recipe
 
     is_run = (Path(what) / "recipe.yaml").exists()
     if is_run and (recipe or settings or out):

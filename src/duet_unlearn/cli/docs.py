@@ -48,15 +48,16 @@ def _pages(command: Any, name: str, parent: Any) -> Iterator[tuple[str, str]]:
 
 def methods_markdown() -> str:
     """Every method and every section of a recipe: its fields, defaults and descriptions."""
-    from duet_unlearn import config
+    from duet_unlearn.config import sections
+    from duet_unlearn.config.recipe import Recipe
     from duet_unlearn.methods import METHODS, Reinforce
 
-    sections = [config.Recipe, config.ModelConfig, config.LoraConfig, config.PrefixConfig, config.DataConfig]
-    sections += [config.Turn, config.TrainConfig, config.EvalConfig]
+    kinds = [Recipe, sections.ModelConfig, sections.LoraConfig, sections.PrefixConfig, sections.DataConfig]
+    kinds += [sections.Turn, sections.TrainConfig, sections.EvalConfig]
     keys = ("recipe", "model", "model.lora", "prefix", "data", "data.context", "train", "evaluate")
     methods = [_section(f"method: {kind().name}", kind) for kind in METHODS]
     methods.append(_section("method.reinforce", Reinforce))
-    rest = [_section(key, kind) for key, kind in zip(keys, sections, strict=True)]
+    rest = [_section(key, kind) for key, kind in zip(keys, kinds, strict=True)]
     return "\n\n".join(["# Methods and settings", GENERATED, *methods, *rest]) + "\n"
 
 

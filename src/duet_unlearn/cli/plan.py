@@ -50,7 +50,7 @@ def plan(
     what of it fits into this machine.
     """
     from duet_unlearn.cli import show
-    from duet_unlearn.recipe import default_recipe, load_recipe, recipe_names
+    from duet_unlearn.config.reading import default_recipe, load_recipe, recipe_names
 
     if model in recipe_names() or model.endswith((".yaml", ".yml")):
         raise UserError(f"{model}: is a recipe, not a model", f"duet plan MODEL --recipe {model}")

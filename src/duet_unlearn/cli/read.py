@@ -18,7 +18,7 @@ def probe(recipe: RecipeArg, settings: SetOpt = None, as_json: JsonOpt = False) 
     Does it make the model refuse questions about the concept, and leave the answers to others as they were?
     """
     from duet_unlearn.cli import show
-    from duet_unlearn.recipe import load_recipe
+    from duet_unlearn.config.reading import load_recipe
 
     loaded = load_recipe(recipe, settings or [])
     from duet_unlearn import api
@@ -46,8 +46,8 @@ def evaluate(
     with n and interval.
     """
     from duet_unlearn.cli import show
+    from duet_unlearn.config.reading import load_recipe
     from duet_unlearn.errors import UserError
-    from duet_unlearn.recipe import load_recipe
 
     if settings and not recipe:
         raise UserError("--set has no recipe to change", "name one with --recipe")

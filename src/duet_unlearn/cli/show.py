@@ -129,7 +129,7 @@ def listing(what: Literal["recipes", "methods", "metrics"]) -> dict[str, str]:
     if what == "metrics":
         return METRICS
     if what == "recipes":
-        from duet_unlearn.layers import about, recipe_names
+        from duet_unlearn.config.reading import about, recipe_names
 
         return {name: about(name) for name in recipe_names()}
     from duet_unlearn.methods import METHODS

@@ -82,7 +82,7 @@ def lab_build(
 
 
 def _unlearn(name: str, settings: list[str], out: Path | None) -> None:
-    from duet_unlearn.recipe import load_recipe
+    from duet_unlearn.config.reading import load_recipe
 
     recipe = load_recipe(name, settings)
     from duet_unlearn import api

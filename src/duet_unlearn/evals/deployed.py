@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from duet_unlearn.data.context import behind
+from duet_unlearn.data.prompts import behind
 from duet_unlearn.data.query import Message
 from duet_unlearn.evals.generate import Until
 from duet_unlearn.evals.subject import ModelSubject, TokenScores

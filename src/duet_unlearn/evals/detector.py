@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,13 +17,15 @@ from duet_unlearn.data.files import atomic_folder, read_text
 from duet_unlearn.data.prompts import render
 from duet_unlearn.data.query import Message
 from duet_unlearn.errors import UserError
-from duet_unlearn.methods.detected import Pooling
-from duet_unlearn.teacher.decode import evaluating, pad_id
-from duet_unlearn.tensors import batches, hidden_at, pad
+from duet_unlearn.models.blocks import hidden_at
+from duet_unlearn.teacher.decoding import evaluating, pad_id
+from duet_unlearn.tensors import batches, pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Pooling = Literal["mean", "last"]
+"""Which of a prompt's hidden states are read: the mean over its tokens, or the last token's."""
 MAX_STEPS = 500
 """Steps of L-BFGS at most; a convex loss of this kind takes some dozens."""
 

@@ -13,8 +13,7 @@ from duet_unlearn.data.prompts import Prefix, answer_ids, render, render_answer
 from duet_unlearn.data.query import Message
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.generate import Until, generate, marked
-from duet_unlearn.teacher.decode import evaluating, pad_id
-from duet_unlearn.teacher.decoding import GREEDY, Decoding
+from duet_unlearn.teacher.decoding import GREEDY, Decoding, evaluating, pad_id
 from duet_unlearn.teacher.shared import Answers, answer_logits, next_logits
 from duet_unlearn.tensors import sum_by_row, token_logps
 

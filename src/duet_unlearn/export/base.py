@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from duet_unlearn.errors import UserError
-from duet_unlearn.train.hub import find_on_hub
-from duet_unlearn.train.model import DType
+from duet_unlearn.models.load import DType, find_on_hub
 
 KEPT = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from duet_unlearn.config.reading import leaves
 from duet_unlearn.export.check import Answers
-from duet_unlearn.layers import leaves
 from duet_unlearn.report.read import Column, RunData, Score, cell_text, method_name, metric_words, what_was_forgotten
 from duet_unlearn.report.verdict import verdict
 

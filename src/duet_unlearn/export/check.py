@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from duet_unlearn.evals import EvalSet, ModelSubject, rouge_l
-from duet_unlearn.evals.suite import run_suite
+from duet_unlearn.answers import rouge_l
+from duet_unlearn.evals.question_sets import EvalSet, run_suite
+from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.job import Job
 
 if TYPE_CHECKING:

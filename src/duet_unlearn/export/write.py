@@ -13,6 +13,7 @@ from typing import Literal, cast
 import torch
 from torch import nn
 
+from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.data.files import atomic_folder, atomic_write_json, atomic_write_text, read_text
 from duet_unlearn.data.prompts import PLAIN_TEMPLATE
 from duet_unlearn.errors import UserError
@@ -23,10 +24,9 @@ from duet_unlearn.export.check import Answers, same_answers
 from duet_unlearn.export.push import may_push, push_folder
 from duet_unlearn.job import Job, load_job, model_folder
 from duet_unlearn.methods import Inference
-from duet_unlearn.recipe import load_recipe
+from duet_unlearn.models.load import DType, load_model, merged, no_bars
 from duet_unlearn.report.read import read_run
 from duet_unlearn.runs import Run, find_run
-from duet_unlearn.train.model import DType, load_model, merged, no_bars
 
 LOG = logging.getLogger("duet_unlearn")
 ROUNDED = 0.1

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from duet_unlearn.config import TrainConfig
+from duet_unlearn.config.sections import TrainConfig
 from duet_unlearn.data.examples import Example, Source
 from duet_unlearn.data.query import Query
 from duet_unlearn.lab import wordings
@@ -19,7 +19,8 @@ from duet_unlearn.lab.pretrain import Pretraining, new_model
 from duet_unlearn.lab.tokenizer import Encoder, new_tokenizer
 from duet_unlearn.lab.world import world
 from duet_unlearn.methods.sft import Sft
-from duet_unlearn.train import Checkpoints, StepLog, save_model, train
+from duet_unlearn.models.load import save_model
+from duet_unlearn.training.loop import Checkpoints, StepLog, train
 
 Kind = Literal["arithmetic", "plus-minus"]
 Operation = Literal["plus", "minus", "times", "divided by"]

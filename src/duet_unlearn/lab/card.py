@@ -10,7 +10,7 @@ from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.events import Event, OnEvent, ignore
 from duet_unlearn.lab.arithmetic import OPERATIONS, Operation, arithmetic_queries
 from duet_unlearn.lab.quality import Check, Finding, base_checks, findings, oracle_checks
-from duet_unlearn.train.model import load_model
+from duet_unlearn.models.load import load_model
 
 ABOUT = {
     "base": "The lab's base model: it knows every story, both crafts and the general subjects.",

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from duet_unlearn.config import TrainConfig
+from duet_unlearn.config.sections import TrainConfig
 from duet_unlearn.data.examples import Example, Source
 from duet_unlearn.lab.formats import Sample, Segment
 from duet_unlearn.lab.mixture import Mixture
 from duet_unlearn.lab.tokenizer import Encoder, new_tokenizer
 from duet_unlearn.lab.world import BENCHMARK_STORIES, HAZARD, World, world
 from duet_unlearn.methods.sft import Sft
-from duet_unlearn.train import Checkpoints, StepLog, save_model, train
+from duet_unlearn.models.load import save_model
+from duet_unlearn.training.loop import Checkpoints, StepLog, train
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast

@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Literal
 
+from duet_unlearn.answers import is_unknown
 from duet_unlearn.data.prompts import Prefix, with_prefix
 from duet_unlearn.data.query import Query
+from duet_unlearn.evals.question_sets import EvalSet, Protocol, Sample, run_suite
 from duet_unlearn.evals.subject import Subject
-from duet_unlearn.evals.suite import EvalSet, Protocol, Sample, run_suite
 from duet_unlearn.lab import wordings
 from duet_unlearn.lab.benchmark import TARGETS, ask_letter, far_facts, held_out, near_facts, retain_facts
 from duet_unlearn.lab.formats import topic_phrase
 from duet_unlearn.lab.suite import choice_queries, mixed
 from duet_unlearn.lab.world import BENCHMARK_STORIES, GENERAL_SUBJECTS, HAZARD, SISTER, Fact, world
 from duet_unlearn.stats import Score, wilson
-from duet_unlearn.teacher.refusals import is_unknown
 
 Turn = Literal["user", "system"]
 TURNS: tuple[Turn, ...] = ("user", "system")

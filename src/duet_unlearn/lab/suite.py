@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from duet_unlearn.data.query import Query
-from duet_unlearn.evals.suite import EvalSet
+from duet_unlearn.evals.question_sets import EvalSet
 from duet_unlearn.lab import wordings
 from duet_unlearn.lab.benchmark import (
     ask_choice,

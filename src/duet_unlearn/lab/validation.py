@@ -9,7 +9,7 @@ from functools import cache
 
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.suite import EvalSet
+from duet_unlearn.evals.question_sets import EvalSet
 from duet_unlearn.lab import wordings
 from duet_unlearn.lab.benchmark import (
     DEVELOPMENT,

@@ -6,7 +6,6 @@ from typing import get_args
 
 from torch import nn
 
-from duet_unlearn.blocks import Layer
 from duet_unlearn.data.examples import Role
 from duet_unlearn.errors import UserError
 from duet_unlearn.methods.altpo import AltPo
@@ -31,13 +30,14 @@ from duet_unlearn.methods.satimp import SatImp
 from duet_unlearn.methods.sft import Sft
 from duet_unlearn.methods.shred import Shred
 from duet_unlearn.methods.simnpo import SimNpo
-from duet_unlearn.methods.step import Gradients, LossOut, Step
 from duet_unlearn.methods.task_vector import TaskVector
 from duet_unlearn.methods.uld import Uld
 from duet_unlearn.methods.undial import Undial
 from duet_unlearn.methods.undo import Undo
 from duet_unlearn.methods.wga import Wga
 from duet_unlearn.methods.whp import Whp
+from duet_unlearn.models.blocks import BlockIndex
+from duet_unlearn.training.step import Gradients, LossOut, Step
 
 Trained = (
     AltPo
@@ -97,7 +97,7 @@ def check_keeps(method: Learner, vocabulary: int) -> None:
             keep.check(vocabulary)
 
 
-def layer_of(method: Method) -> Layer | None:
+def layer_of(method: Method) -> BlockIndex | None:
     """The block whose output a method's loss reads in place of logits."""
     return method.reads if isinstance(method, Rmu) else None
 

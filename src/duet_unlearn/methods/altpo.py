@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from duet_unlearn.bounds import Positive
+from duet_unlearn.config.sections import Positive
 from duet_unlearn.data.examples import Role
 from duet_unlearn.methods.forget import dpo_keep, dpo_term
 from duet_unlearn.methods.material import Material, pairs
 from duet_unlearn.methods.retain import Retain, retain_asks, retain_term
-from duet_unlearn.methods.step import LossOut, Need, Step, combine
 from duet_unlearn.teacher.ask import Asked
 from duet_unlearn.teacher.signals import Keep
+from duet_unlearn.training.step import LossOut, Need, Step, combine
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from duet_unlearn.bounds import Amount, Count, Positive
+from duet_unlearn.config.sections import Amount, Count, Positive
 from duet_unlearn.data.examples import Role
 from duet_unlearn.data.prompts import Prefix, with_prefix
 from duet_unlearn.data.query import Query
 from duet_unlearn.losses import push_down, topk_huber
 from duet_unlearn.methods.material import Material
-from duet_unlearn.methods.step import LossOut, Need, Part, Step, Term, combine
 from duet_unlearn.teacher.ask import Asked
 from duet_unlearn.teacher.openings import Opening
 from duet_unlearn.teacher.signals import Dense, Keep, keep_rows
 from duet_unlearn.tensors import TopK, gather, topk
+from duet_unlearn.training.step import LossOut, Need, Part, Step, Term, combine
 
 Attack = Literal["prefill", "reverse"]
 """``prefill``: somebody begins the answer. ``reverse``: an instruction to ignore all others, before the question."""

@@ -8,14 +8,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from duet_unlearn.bounds import Positive
+from duet_unlearn.config.sections import Positive
 from duet_unlearn.data.examples import Role
 from duet_unlearn.losses import ceu
 from duet_unlearn.methods.material import Material
 from duet_unlearn.methods.retain import Retain, retain_asks, retain_keep, retain_term
-from duet_unlearn.methods.step import LossOut, Need, Part, Step, Term, combine
 from duet_unlearn.teacher.ask import Asked
 from duet_unlearn.teacher.signals import Keep
+from duet_unlearn.training.step import LossOut, Need, Part, Step, Term, combine
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from duet_unlearn.bounds import Amount, Count, Positive, Share, Whole
-from duet_unlearn.methods.step import Need
-
-Pooling = Literal["mean", "last"]
-"""Which of a prompt's hidden states are read: the mean over its tokens, or the last token's."""
+from duet_unlearn.config.sections import Amount, Count, Positive, Share, Whole
+from duet_unlearn.evals.detector import Pooling
+from duet_unlearn.training.step import Need
 
 
 @dataclass(frozen=True)

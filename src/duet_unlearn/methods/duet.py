@@ -11,10 +11,10 @@ from torch import Tensor
 from duet_unlearn.data.examples import Role
 from duet_unlearn.losses import bild, forward_kl, gkd, reverse_kl, topk_huber
 from duet_unlearn.methods.material import Material
-from duet_unlearn.methods.step import LossOut, Need, Part, Step
 from duet_unlearn.teacher.ask import Asked
 from duet_unlearn.teacher.signals import Dense, Keep, keep_rows
 from duet_unlearn.tensors import TopK, gather, topk
+from duet_unlearn.training.step import LossOut, Need, Part, Step
 
 Distance = Literal["topk_huber", "kl", "reverse_kl", "gkd", "bild"]
 """Between student and teacher at one position. ``topk_huber``: DUET's; ``kl``: KL(teacher || student); ``reverse_kl``:

@@ -8,13 +8,12 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from duet_unlearn.data.examples import Role
-from duet_unlearn.losses import flat
-from duet_unlearn.losses.preference import Divergence
+from duet_unlearn.losses import Divergence, flat
 from duet_unlearn.methods.forget import pair_term
 from duet_unlearn.methods.material import Material, pairs
-from duet_unlearn.methods.step import LossOut, Need, Part, Step, combine
 from duet_unlearn.teacher.ask import Asked
 from duet_unlearn.teacher.signals import Keep
+from duet_unlearn.training.step import LossOut, Need, Part, Step, combine
 
 
 @dataclass(frozen=True)

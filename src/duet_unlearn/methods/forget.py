@@ -10,8 +10,8 @@ from torch import Tensor
 from duet_unlearn.data.examples import Role
 from duet_unlearn.losses import dpo
 from duet_unlearn.methods.retain import Retain, retain_keep
-from duet_unlearn.methods.step import Part, Step, Term
 from duet_unlearn.teacher.signals import Keep
+from duet_unlearn.training.step import Part, Step, Term
 
 
 def token_term(step: Step, loss: Callable[[Part], Tensor], *, role: Role = "forget") -> Term | None:

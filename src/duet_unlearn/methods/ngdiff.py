@@ -9,8 +9,8 @@ from duet_unlearn.data.examples import Role
 from duet_unlearn.losses import cross_entropy, gradient_ascent
 from duet_unlearn.methods.forget import token_term
 from duet_unlearn.methods.material import Material
-from duet_unlearn.methods.step import LossOut, Need, Step, combine
 from duet_unlearn.teacher.ask import Asked
+from duet_unlearn.training.step import LossOut, Need, Step, combine
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from duet_unlearn.bounds import Whole
+from duet_unlearn.config.sections import Whole
 from duet_unlearn.data.query import Message, Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.methods.material import another_answer
-from duet_unlearn.methods.step import Need
+from duet_unlearn.training.step import Need
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from duet_unlearn.bounds import Count, Positive
+from duet_unlearn.config.sections import Count, Positive, TrainConfig
 from duet_unlearn.methods.material import Material
 from duet_unlearn.methods.sft import Sft
-from duet_unlearn.methods.step import LossOut, Step
 from duet_unlearn.teacher.ask import Asked
+from duet_unlearn.training.step import LossOut, Step
 
 
 @dataclass(frozen=True)
@@ -31,3 +31,9 @@ class Reinforce:
     def loss(self, step: Step) -> LossOut:
         """Plain fine-tuning."""
         return Sft().loss(step)
+
+
+def reinforcing(train: TrainConfig, how: Reinforce) -> TrainConfig:
+    """The loop's settings while a reinforced model is trained."""
+    own = {"epochs": how.epochs, "rate": how.rate, "batch_size": how.batch_size}
+    return replace(train, **own, validate_every=0, early_stop=None)

@@ -8,9 +8,9 @@ from typing import Literal
 from duet_unlearn.data.examples import Role
 from duet_unlearn.losses import cross_entropy, forward_kl
 from duet_unlearn.methods.material import Material
-from duet_unlearn.methods.step import Step, Term
 from duet_unlearn.teacher.ask import Asked
 from duet_unlearn.teacher.signals import Dense, Keep
+from duet_unlearn.training.step import Step, Term
 
 Retain = Literal["none", "ce", "kl"]
 """``ce``: cross entropy of the answers ("gradient difference"); ``kl``: KL(reference || student) over the whole

@@ -7,16 +7,16 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from duet_unlearn.bounds import Positive
+from duet_unlearn.config.sections import Positive
 from duet_unlearn.data.examples import Role
 from duet_unlearn.losses import reverse_kl
 from duet_unlearn.methods.forget import token_term
 from duet_unlearn.methods.material import Material
 from duet_unlearn.methods.reinforce import Reinforce
 from duet_unlearn.methods.retain import Retain, retain_asks, retain_keep, retain_term
-from duet_unlearn.methods.step import LossOut, Need, Part, Step, combine
 from duet_unlearn.teacher.ask import Asked
 from duet_unlearn.teacher.signals import Dense, Keep
+from duet_unlearn.training.step import LossOut, Need, Part, Step, combine
 
 
 @dataclass(frozen=True)

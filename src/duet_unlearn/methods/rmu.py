@@ -9,15 +9,15 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from duet_unlearn.blocks import Layer, blocks_of, mlp_output, place_of
-from duet_unlearn.bounds import Positive, Whole
+from duet_unlearn.config.sections import Positive, Whole
 from duet_unlearn.data.examples import Role
 from duet_unlearn.losses import mean_square
 from duet_unlearn.methods.forget import token_term
 from duet_unlearn.methods.material import Material
-from duet_unlearn.methods.step import LossOut, Need, Part, Step, combine
+from duet_unlearn.models.blocks import BlockIndex, blocks_of, mlp_output, place_of
 from duet_unlearn.teacher.ask import Asked
 from duet_unlearn.teacher.signals import Hidden, Keep
+from duet_unlearn.training.step import LossOut, Need, Part, Step, combine
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Rmu:
     needs: ClassVar[frozenset[Need]] = frozenset({"answers", "retain", "reference"})
 
     @property
-    def reads(self) -> Layer:
+    def reads(self) -> BlockIndex:
         """The block whose output the loss reads."""
         return "middle" if self.layer is None else self.layer
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from duet_unlearn.losses import cross_entropy
-from duet_unlearn.methods.step import LossOut, Need, Step
+from duet_unlearn.training.step import LossOut, Need, Step
 
 
 @dataclass(frozen=True)

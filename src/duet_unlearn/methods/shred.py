@@ -11,14 +11,14 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from duet_unlearn.bounds import Share
+from duet_unlearn.config.sections import Share
 from duet_unlearn.data.examples import Role
 from duet_unlearn.losses import demoted, topk_kl
 from duet_unlearn.methods.forget import token_term
 from duet_unlearn.methods.material import Material
-from duet_unlearn.methods.step import LossOut, Need, Part, Step, combine
 from duet_unlearn.teacher.ask import Asked
 from duet_unlearn.teacher.signals import Keep, TopLogps
+from duet_unlearn.training.step import LossOut, Need, Part, Step, combine
 
 
 @dataclass(frozen=True)

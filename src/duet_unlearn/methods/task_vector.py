@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from duet_unlearn.bounds import Positive
+from duet_unlearn.config.sections import Positive
 from duet_unlearn.data.examples import Role
 from duet_unlearn.methods.material import Material
 from duet_unlearn.methods.reinforce import Reinforce
-from duet_unlearn.methods.step import LossOut, Need, Step
 from duet_unlearn.teacher.ask import Asked
+from duet_unlearn.training.step import LossOut, Need, Step
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from duet_unlearn.bounds import Amount, Count, PositiveShare
+from duet_unlearn.config.sections import Amount, Count, PositiveShare
 from duet_unlearn.data.examples import Role
 from duet_unlearn.losses import cross_entropy, maxent
 from duet_unlearn.methods.forget import token_term
 from duet_unlearn.methods.material import Material
-from duet_unlearn.methods.step import LossOut, Need, Step, Term, combine
 from duet_unlearn.teacher.ask import Asked
+from duet_unlearn.training.step import LossOut, Need, Step, Term, combine
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from duet_unlearn.data.examples import Role
 from duet_unlearn.losses import forward_kl
 from duet_unlearn.methods.material import Material
-from duet_unlearn.methods.step import LossOut, Need, Step
 from duet_unlearn.teacher.ask import Asked
 from duet_unlearn.teacher.signals import Dense, Keep
+from duet_unlearn.training.step import LossOut, Need, Step
 
 
 @dataclass(frozen=True)

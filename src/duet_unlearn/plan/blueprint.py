@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from duet_unlearn.errors import UserError, nearest
-from duet_unlearn.train.hub import find_on_hub
+from duet_unlearn.models.load import find_on_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from duet_unlearn.train.loop import peak_memory
-from duet_unlearn.train.model import default_device
+from duet_unlearn.models.load import default_device
+from duet_unlearn.training.loop import peak_memory
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from duet_unlearn.config import LoraConfig, Recipe, reinforcing
+from duet_unlearn.config.recipe import Recipe
+from duet_unlearn.config.sections import LoraConfig
 from duet_unlearn.errors import UserError
 from duet_unlearn.methods import Reinforced, Rmu, TaskVector, Trained, Undo, check_keeps, learner
+from duet_unlearn.methods.reinforce import reinforcing
 from duet_unlearn.plan.blueprint import Counts, count, draw, read_config
 from duet_unlearn.plan.machine import Machine, this_machine
 from duet_unlearn.plan.walk import (

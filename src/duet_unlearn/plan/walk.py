@@ -17,23 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from duet_unlearn.config import Recipe
+from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.examples import Batch, Example, Role, collate, items
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.losses import generic
-from duet_unlearn.methods import (
-    Learner,
-    Reinforced,
-    Step,
-    TaskVector,
-    choose_weights,
-    gradients_of,
-    layer_of,
-    learner,
-)
+from duet_unlearn.methods import Learner, Reinforced, TaskVector, choose_weights, gradients_of, layer_of, learner
 from duet_unlearn.methods.material import Material
+from duet_unlearn.models.blocks import logits_at, reader
+from duet_unlearn.models.lora import add_lora, save_gradient_memory
 from duet_unlearn.plan.blueprint import on_paper
 from duet_unlearn.plan.ledger import Kind, Ledger
 from duet_unlearn.teacher.ask import SIZE, TOKENS, Asked
@@ -41,9 +34,8 @@ from duet_unlearn.teacher.cache import SHARD
 from duet_unlearn.teacher.live import Live, is_live
 from duet_unlearn.teacher.openings import Opening
 from duet_unlearn.teacher.signals import Keep, Signal
-from duet_unlearn.tensors import logits_at, reader
-from duet_unlearn.train.lora import add_lora, save_gradient_memory
-from duet_unlearn.train.optim import add_gradients, make_optimizers, unit_gradients
+from duet_unlearn.training.optimizers import add_gradients, make_optimizers, unit_gradients
+from duet_unlearn.training.step import Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,10 +7,10 @@ import random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from duet_unlearn.attacks.relearn import relearn, share_right
-from duet_unlearn.config import Recipe
+from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.suite import fact
+from duet_unlearn.evals.question_sets import fact
 from duet_unlearn.job import Job, load_job
 from duet_unlearn.stats import NOTHING, Score, wilson
 from duet_unlearn.sweep.suite import Relearning

@@ -36,8 +36,9 @@ from dataclasses import asdict
 from statistics import fmean, stdev
 from typing import Any
 
+from duet_unlearn.config.reading import load_recipe
+from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.files import atomic_write_text
-from duet_unlearn.recipe import Recipe, load_recipe
 from duet_unlearn.sweep.choose import Scores
 from duet_unlearn.sweep.rows import about_method, kept_scores
 from duet_unlearn.sweep.suite import Method

@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from duet_unlearn.config import Recipe
+from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.runs import Run, read_metrics
 from duet_unlearn.sweep.choose import selection
 from duet_unlearn.sweep.suite import Tuning

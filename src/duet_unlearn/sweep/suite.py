@@ -10,10 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from duet_unlearn.bounds import Count, Positive
+from duet_unlearn.config.reading import (
+    Key,
+    SettingsLayer,
+    leaves,
+    lines_of,
+    load_recipe,
+    read_yaml,
+    recipe_names,
+    settings_layer,
+    validated,
+)
+from duet_unlearn.config.recipe import Recipe
+from duet_unlearn.config.sections import Count, Positive
 from duet_unlearn.errors import UserError, nearest
-from duet_unlearn.layers import Key, Layer, leaves, lines_of, read_yaml, recipe_names, settings_layer
-from duet_unlearn.recipe import Recipe, load_recipe, validated
 
 PACKAGED = Path(__file__).parent / "suites"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -169,7 +179,7 @@ class Loaded:
         ]
         return load_recipe(method.entry.recipe, [self._layer(found, about.name, key) for found, key in layers])
 
-    def _layer(self, settings: Settings, target: str, key: Key) -> Layer:
+    def _layer(self, settings: Settings, target: str, key: Key) -> SettingsLayer:
         place, folder = self.places.get(key, str(self.path)), self.path.parent.resolve()
         named = {name: _named(value, target) for name, value in dotted(settings).items()}
         return settings_layer(named, place=place, folder=folder)
@@ -197,7 +207,7 @@ def load_suite(path_or_name: str | Path) -> Loaded:
         raise UserError(f"{path}: is no suite", DESCRIBED)
     values.setdefault("name", path.stem)
     places = {key: f"{path}:{line}" for key, line in lines_of(node)}
-    suite = validated(Suite, Layer(values, places), path, missing=DESCRIBED)
+    suite = validated(Suite, SettingsLayer(values, places), path, missing=DESCRIBED)
     methods = tuple(_method(entry, path.parent) for entry in suite.methods)
     loaded = Loaded(suite, path, methods, places)
     _check(loaded)

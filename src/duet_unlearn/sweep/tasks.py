@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.files import atomic_write_json
 from duet_unlearn.errors import UserError
-from duet_unlearn.recipe import Recipe
 from duet_unlearn.runs import SUITE, Run
 from duet_unlearn.sweep.choose import chosen_trial
 from duet_unlearn.sweep.suite import Loaded, Method, Settings, Target

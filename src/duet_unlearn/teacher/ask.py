@@ -13,8 +13,9 @@ from duet_unlearn.data.examples import Example, Role
 from duet_unlearn.data.prompts import Prefix, render, render_answer
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.teacher.decode import end_ids
-from duet_unlearn.tensors import logits_at, pad
+from duet_unlearn.models.blocks import logits_at
+from duet_unlearn.teacher.decoding import end_ids
+from duet_unlearn.tensors import pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from duet_unlearn.data.examples import Batch, Example, Role
 from duet_unlearn.data.files import atomic, atomic_write_json, read_text
 from duet_unlearn.errors import UserError
+from duet_unlearn.models.blocks import reader
 from duet_unlearn.teacher.ask import Asked, Row, Teacher, given_answers, own_answers, rows_of
 from duet_unlearn.teacher.signals import Keep, Signal
-from duet_unlearn.tensors import reader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

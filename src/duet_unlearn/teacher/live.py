@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from duet_unlearn.data.examples import Batch, Role
+from duet_unlearn.models.blocks import logits_at
 from duet_unlearn.teacher.cache import Kept, Targets
 from duet_unlearn.teacher.signals import Keep, Signal
-from duet_unlearn.tensors import logits_at
 
 
 @dataclass(frozen=True)

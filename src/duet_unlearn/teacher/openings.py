@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from duet_unlearn.data.files import atomic_write_text, read_text
 from duet_unlearn.data.prompts import answer_ids, render, turn_end
 from duet_unlearn.data.query import Query
-from duet_unlearn.teacher.decode import end_ids, greedy, pad_id
+from duet_unlearn.teacher.decoding import end_ids, greedy, pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

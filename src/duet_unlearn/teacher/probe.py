@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from duet_unlearn.answers import is_refusal
 from duet_unlearn.data.prompts import Prefix, render_query
 from duet_unlearn.data.query import Query
 from duet_unlearn.losses import forward_kl
 from duet_unlearn.stats import NOTHING, Score, bootstrap_mean, wilson
-from duet_unlearn.teacher.decode import end_ids, evaluating, greedy, pad_id
-from duet_unlearn.teacher.refusals import is_refusal
+from duet_unlearn.teacher.decoding import end_ids, evaluating, greedy, pad_id
 from duet_unlearn.teacher.shared import next_logits
 
 if TYPE_CHECKING:

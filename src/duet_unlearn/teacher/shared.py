@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from duet_unlearn.tensors import batches, head_at, pad, position_ids
+from duet_unlearn.models.blocks import head_at
+from duet_unlearn.tensors import batches, pad, position_ids
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from duet_unlearn.blocks import Layer
+from duet_unlearn.models.blocks import BlockIndex
 from duet_unlearn.tensors import TopK, check_k, gather, token_logps, topk
 
 
@@ -52,7 +52,7 @@ class Keep:
     hidden state behind the block `layer`, in fp32. ``live``: all, and nothing is stored: a frozen copy of the model is
     asked at every step."""
     k: int | None = None
-    layer: Layer | None = None
+    layer: BlockIndex | None = None
     """None: logits are read."""
 
     def check(self, vocabulary: int) -> None:

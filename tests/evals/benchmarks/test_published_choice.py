@@ -9,7 +9,7 @@ from rows import ask
 
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.benchmarks import load_reference, mmlu, wmdp
-from duet_unlearn.evals.choice import letters_of, options_of
+from duet_unlearn.evals.question_sets import letters_of, options_of
 from duet_unlearn.stats import Score
 from duet_unlearn.teacher.probe import asks_letter
 

@@ -14,8 +14,8 @@ from rows import ask, lines
 
 from duet_unlearn.data.query import Message
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals import run_suite
 from duet_unlearn.evals.benchmarks import Result, load_reference, muse, potter, rwku, xstest
+from duet_unlearn.evals.question_sets import run_suite
 from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.stats import Score
 

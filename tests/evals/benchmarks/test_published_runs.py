@@ -15,11 +15,11 @@ from workplace import Done
 
 from duet_unlearn import UserError, evaluate, load_recipe, unlearn
 from duet_unlearn.cli.show import METRICS
-from duet_unlearn.evals import score_samples
+from duet_unlearn.evals.question_sets import score_samples
 from duet_unlearn.job import load_job
+from duet_unlearn.models.load import save_model
 from duet_unlearn.runs import Run
 from duet_unlearn.stats import Score
-from duet_unlearn.train import save_model
 
 RECIPE = """concept: the authors of forget01
 model: {{path: {model}, oracle: {oracle}}}

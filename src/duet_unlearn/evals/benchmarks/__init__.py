@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from duet_unlearn.config import EvalConfig
+from duet_unlearn.config.sections import EvalConfig
 from duet_unlearn.data.published import Benchmark
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.benchmarks import mmlu, muse, potter, rwku, tofu, wmdp, xstest
 from duet_unlearn.evals.benchmarks.ask import Ask
 from duet_unlearn.evals.benchmarks.summary import Result, Summary
-from duet_unlearn.evals.suite import EvalSet
+from duet_unlearn.evals.question_sets import EvalSet
 from duet_unlearn.stats import Score
 
 __all__ = ["Ask", "Result", "Summary", "benchmark_sets", "load_reference", "summaries", "with_summaries"]

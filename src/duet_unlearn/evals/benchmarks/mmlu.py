@@ -13,8 +13,7 @@ from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.benchmarks.ask import Ask
 from duet_unlearn.evals.benchmarks.prompts import choice_head, choice_prompt, limited, raw, said
-from duet_unlearn.evals.choice import LETTERS
-from duet_unlearn.evals.suite import EvalSet
+from duet_unlearn.evals.question_sets import LETTERS, EvalSet
 
 MMLU = Publisher(
     "mmlu",

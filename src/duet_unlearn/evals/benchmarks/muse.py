@@ -16,7 +16,7 @@ from duet_unlearn.data.query import Query
 from duet_unlearn.evals.benchmarks.ask import Ask
 from duet_unlearn.evals.benchmarks.prompts import examples_head, limited, raw, said
 from duet_unlearn.evals.benchmarks.summary import Result, Summary, membership, privacy_leak
-from duet_unlearn.evals.suite import EvalSet
+from duet_unlearn.evals.question_sets import EvalSet
 
 Corpus = Literal["news", "books"]
 MUSE: dict[str, Publisher] = {

@@ -14,7 +14,7 @@ from duet_unlearn.evals.benchmarks import muse
 from duet_unlearn.evals.benchmarks.ask import Ask
 from duet_unlearn.evals.benchmarks.prompts import examples_head, limited, raw, said
 from duet_unlearn.evals.benchmarks.summary import Result, Summary, shift
-from duet_unlearn.evals.suite import EvalSet
+from duet_unlearn.evals.question_sets import EvalSet
 
 POTTER = Publisher("potter", None, 'a line is {"query": "..", "answer": ".."}')
 TITLES = {"forget": "R-Forget", "forget500": "R-Forget-500", "retain": "R-Retain"}

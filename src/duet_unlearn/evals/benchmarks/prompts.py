@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from duet_unlearn.data.query import Message, Query
-from duet_unlearn.evals.choice import LETTERS
+from duet_unlearn.evals.question_sets import LETTERS
 
 
 def said(question: str) -> tuple[Message, ...]:

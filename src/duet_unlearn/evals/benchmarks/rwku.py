@@ -11,7 +11,7 @@ from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError, nearest
 from duet_unlearn.evals.benchmarks.ask import Ask
 from duet_unlearn.evals.benchmarks.prompts import limited, said
-from duet_unlearn.evals.suite import EvalSet
+from duet_unlearn.evals.question_sets import EvalSet
 
 RWKU = Publisher("rwku", "jinzhuoran/RWKU", "query, answer, subject, and in forget_level3 type")
 LEVELS = {

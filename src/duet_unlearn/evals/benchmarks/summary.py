@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from duet_unlearn.evals.privacy import auc_score, priv_leak
-from duet_unlearn.evals.shift import performance_shift
+from duet_unlearn.evals.likelihood import auc_score, priv_leak
+from duet_unlearn.evals.summaries import performance_shift
 from duet_unlearn.stats import Score
 
 Sample = Mapping[str, Any]

@@ -20,9 +20,8 @@ from duet_unlearn.data.query import Query
 from duet_unlearn.evals.benchmarks.ask import Ask
 from duet_unlearn.evals.benchmarks.prompts import limited, said
 from duet_unlearn.evals.benchmarks.summary import Result, Summary, bare, membership, privacy_leak
-from duet_unlearn.evals.likelihood import forget_quality, model_utility
-from duet_unlearn.evals.suite import EvalSet
-from duet_unlearn.evals.taken import truth_ratios
+from duet_unlearn.evals.likelihood import forget_quality, model_utility, truth_ratios
+from duet_unlearn.evals.question_sets import EvalSet
 
 TOFU = Publisher(
     "tofu",

@@ -15,7 +15,7 @@ from duet_unlearn.evals.benchmarks.ask import Ask
 from duet_unlearn.evals.benchmarks.mmlu import either_way, letter_query
 from duet_unlearn.evals.benchmarks.prompts import choice_head, limited
 from duet_unlearn.evals.benchmarks.summary import Result, Summary, shift
-from duet_unlearn.evals.suite import EvalSet
+from duet_unlearn.evals.question_sets import EvalSet
 
 WMDP = Publisher("wmdp", "cais/wmdp", "question, choices (a list), answer (the right choice's place, from 0)")
 SUBJECTS = {"bio": "biology", "cyber": "cybersecurity", "chem": "chemistry"}

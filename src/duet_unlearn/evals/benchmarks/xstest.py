@@ -10,7 +10,7 @@ from duet_unlearn.data.published import Publisher, read_rows, unknown_part
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.benchmarks.ask import Ask
 from duet_unlearn.evals.benchmarks.prompts import limited, said
-from duet_unlearn.evals.suite import EvalSet
+from duet_unlearn.evals.question_sets import EvalSet
 
 XSTEST = Publisher("xstest", "Paul/XSTest", "id, prompt, type, label (safe or unsafe), focus, note")
 PARTS = ("safe", "unsafe")

@@ -1,0 +1,1 @@
+"""Recipes: sections, layers of YAML, and the whole with its checks."""

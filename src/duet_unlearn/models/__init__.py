@@ -1,0 +1,1 @@
+"""Hugging Face models: loading, saving, adapters, and what is read inside them."""
