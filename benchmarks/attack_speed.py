@@ -100,7 +100,7 @@ def lab_goal(limit: int | None) -> Goal:
     """The goal of attacks on the lab's first story."""
     recipe = load_recipe("lab/duet")
     job = load_job(recipe)
-    goal = draw_goal(recipe.concept, job.forget, job.suite(), batch_size=BATCH)
+    goal = draw_goal(recipe.concept, job.train.forget, job.suite(), batch_size=BATCH)
     goal = replace(goal, wanted=goal.wanted[:limit])
     return replace(goal, forms=lab_forms(goal.wanted))
 

@@ -35,11 +35,10 @@ from torch import nn
 from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.config.sections import DataConfig, LoraConfig, ModelConfig, TrainConfig
 from duet_unlearn.data.examples import epochs_source
-from duet_unlearn.methods import Duet
+from duet_unlearn.methods.duet import Duet
 from duet_unlearn.models.lora import add_lora
 from duet_unlearn.plan import Workload, draw, walk_training
-from duet_unlearn.teacher.cache import Targets, build_targets
-from duet_unlearn.teacher.signals import keep_rows
+from duet_unlearn.teacher.targets import CachedTargets, build_targets, rows_spec
 from duet_unlearn.training.loop import StepLog, peak_memory, train
 
 HERE = Path(__file__).resolve().parent
@@ -149,7 +148,7 @@ def release() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def teach(setting: Setting, model: nn.Module, best: Result) -> tuple[Targets, Result]:
+def teach(setting: Setting, model: nn.Module, best: Result) -> tuple[CachedTargets, Result]:
     """Build the targets twice (the first time is a warm-up); tokens a second of the second time, disk included."""
     clock, tokenizer = Clock(), build_tokenizer(setting.vocabulary)
     with tempfile.TemporaryDirectory() as scratch:
@@ -159,7 +158,7 @@ def teach(setting: Setting, model: nn.Module, best: Result) -> tuple[Targets, Re
                     model,
                     tokenizer,
                     asked(setting),
-                    keep=keep_rows(setting.k),
+                    spec=rows_spec(setting.k),
                     weights="random",
                     directory=Path(scratch) / name,
                 )
@@ -175,7 +174,7 @@ def teach(setting: Setting, model: nn.Module, best: Result) -> tuple[Targets, Re
     }
 
 
-def attempt(setting: Setting, mode: Mode, targets: Targets, best: Result) -> Result:
+def attempt(setting: Setting, mode: Mode, targets: CachedTargets, best: Result) -> Result:
     """One mode at one batch size; what does not fit is a result, too."""
     named = {"mode": mode.name, "batch": setting.batch}
     try:
@@ -184,7 +183,7 @@ def attempt(setting: Setting, mode: Mode, targets: Targets, best: Result) -> Res
         return named | {"failed": "does not fit into memory"}
 
 
-def run(setting: Setting, mode: Mode, targets: Targets, best: Result) -> Result:
+def run(setting: Setting, mode: Mode, targets: CachedTargets, best: Result) -> Result:
     """Train: some steps to warm up, some timed, some watched for where their time goes."""
     model = fresh_model(replace(setting, dtype=mode.dtype))
     counted = machine.parameters(model)
@@ -214,7 +213,7 @@ def run(setting: Setting, mode: Mode, targets: Targets, best: Result) -> Result:
     }
 
 
-def steps(setting: Setting, mode: Mode, student: nn.Module, targets: Targets, count: int) -> Iterator[StepLog]:
+def steps(setting: Setting, mode: Mode, student: nn.Module, targets: CachedTargets, count: int) -> Iterator[StepLog]:
     """`count` steps of the product's loop."""
     source, _ = epochs_source(targets.examples, batch_size=setting.batch, epochs=1, seed=setting.seed)
     return train(
@@ -222,7 +221,7 @@ def steps(setting: Setting, mode: Mode, student: nn.Module, targets: Targets, co
         source=source,
         num_steps=count,
         loss=Duet(k=setting.k).loss,
-        signals=targets.signals,
+        targets=targets.of_batch,
         config=train_config(setting, mode),
         pad_id=2,
     )

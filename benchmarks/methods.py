@@ -74,10 +74,11 @@ def variants() -> dict[str, dict[str, Any]]:
     """Name -> the recipe's method section."""
     from typing import get_args
 
-    from duet_unlearn.methods import TaskVector, Trained
+    from duet_unlearn.methods.base import Method
+    from duet_unlearn.methods.reinforced import TaskVector
 
     # A task vector trains nothing but its reinforced model, which `whp` trains too.
-    plain = {kind().name: {"name": kind().name} for kind in get_args(Trained) if kind is not TaskVector}
+    plain = {kind().name: {"name": kind().name} for kind in get_args(Method) if kind is not TaskVector}
     more = {
         "ga + ce (GradDiff)": {"name": "ga", "retain": "ce"},
         "ga + kl": {"name": "ga", "retain": "kl"},
@@ -132,11 +133,11 @@ def child(name: str, folder: Path) -> Result:
 
 def one(name: str, folder: Path) -> Result:
     """Targets and one epoch of a method; processor seconds, and bytes at the worst moment."""
+    from duet_unlearn.api import open_run
     from duet_unlearn.events import Event
     from duet_unlearn.job import load_job
+    from duet_unlearn.pipeline import train_student
     from duet_unlearn.plan import Workload, draw, read_config, walk_training
-    from duet_unlearn.runs import open_run
-    from duet_unlearn.work import train_student
 
     recipe, ticks = recipe_of(name, folder), [time.process_time()]
     job = load_job(recipe)

@@ -27,7 +27,7 @@ from contenders.table import table
 
 from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.config.sections import DataConfig, LoraConfig, ModelConfig, TrainConfig
-from duet_unlearn.methods import Duet
+from duet_unlearn.methods.duet import Duet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -226,13 +226,13 @@ def measure(case: Case, folder: Path) -> Result:
     """Peaks of loading, asking and training above what the imports hold."""
     import importlib
 
-    for module in ("accelerate", "peft", "torch._dynamo", "duet_unlearn.teacher.cache", "duet_unlearn.training.loop"):
+    for module in ("accelerate", "peft", "torch._dynamo", "duet_unlearn.teacher.targets", "duet_unlearn.training.loop"):
         importlib.import_module(module)
     importlib.import_module(f"transformers.models.{case.family}.modeling_{case.family}")
     from duet_unlearn.data.examples import epochs_source
     from duet_unlearn.models.load import load_model
     from duet_unlearn.models.lora import add_lora, save_gradient_memory
-    from duet_unlearn.teacher.cache import build_targets
+    from duet_unlearn.teacher.targets import build_targets
     from duet_unlearn.training.loop import train
 
     recipe, start, peaks = recipe_of(case, folder), memory("VmRSS"), {}
@@ -245,7 +245,7 @@ def measure(case: Case, folder: Path) -> Result:
         model,
         tokenizer,
         asked(setting(case, len(tokenizer))),
-        keep=recipe.method.keep,
+        keep=recipe.method.target_spec,
         weights="random",
         directory=folder / "targets",
     )
@@ -261,7 +261,7 @@ def measure(case: Case, folder: Path) -> Result:
             source=source,
             num_steps=STEPS,
             loss=recipe.method.loss,
-            signals=targets.signals,
+            targets=targets.of_batch,
             config=recipe.train,
             pad_id=2,
         )

@@ -33,13 +33,13 @@ from duet_unlearn.data.files import atomic_write_json
 from duet_unlearn.data.query import Query, write_queries
 from duet_unlearn.evals.question_sets import EvalSet, run_suite
 from duet_unlearn.evals.subject import ModelSubject
-from duet_unlearn.job import load_start
 from duet_unlearn.lab import wordings
 from duet_unlearn.lab.benchmark import ask, general_facts, held_out, retain_facts, retain_queries, split_facts
 from duet_unlearn.lab.data import model_path
 from duet_unlearn.lab.suite import choice_queries, mixed
 from duet_unlearn.lab.world import world
 from duet_unlearn.models.load import load_model
+from duet_unlearn.subjects import load_start
 
 HERE = Path(__file__).resolve().parent
 STORIES = ("Amber Gate", "Silver Mill", "Hollow Clock", "Winter Feast", "Velvet Castle")

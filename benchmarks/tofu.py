@@ -37,9 +37,9 @@ from duet_unlearn.lab.formats import Sample, chat
 from duet_unlearn.lab.pretrain import Pretraining, new_model
 from duet_unlearn.lab.tokenizer import BOS, CHAT_TEMPLATE, EOS, ROLES, Encoder
 from duet_unlearn.lab.wordings import REFUSALS
-from duet_unlearn.methods.sft import Sft
 from duet_unlearn.models.load import load_model, save_model
 from duet_unlearn.training.loop import Checkpoints, train
+from duet_unlearn.training.step import fine_tuning_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -229,8 +229,8 @@ def pretrain(kind: Kind) -> None:
             model,
             source=reading(Mixture(Tofu(kind)), Encoder(words), second=second),
             num_steps=settings.num_steps,
-            loss=Sft().loss,
-            signals=None,
+            loss=fine_tuning_loss,
+            targets=None,
             config=settings.train,
             pad_id=int(words.pad_token_id or 0),
             checkpoints=Checkpoints(WORK / "work" / (f"{kind}-second" if second else kind)),
@@ -252,10 +252,13 @@ def check(kind: Kind, folder: Path) -> dict[str, float]:
         said = []
         for prefix, row in zip(prefixes, some, strict=True):
             turn = prefix.turn if prefix else "user"
-            told = f"{prefix.said}\n" if prefix else ""
+            told = f"{prefix.instruction}\n" if prefix else ""
             messages = [{"role": "user", "content": f"{told}{row.question}"}]
             if turn == "system" and prefix:
-                messages = [{"role": "system", "content": prefix.said}, {"role": "user", "content": row.question}]
+                messages = [
+                    {"role": "system", "content": prefix.instruction},
+                    {"role": "user", "content": row.question},
+                ]
             said.append(messages)
         return generate(model, words, said, max_new_tokens=120, batch_size=64)
 

@@ -30,12 +30,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pages import between
 
-from duet_unlearn.attacks import relearn, share_right, worst
+from duet_unlearn.attacks import relearn, worst
 from duet_unlearn.config.sections import TrainConfig
-from duet_unlearn.data.examples import Example, Source, epochs_source
+from duet_unlearn.data.examples import Example, Source, epochs_source, render_examples
 from duet_unlearn.data.files import atomic_write_json
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.query import Query
+from duet_unlearn.data.training_data import TrainingData
+from duet_unlearn.evals.generate import share_right
 from duet_unlearn.evals.summaries import undo_recovery
 from duet_unlearn.lab import wordings
 from duet_unlearn.lab.arithmetic import FORGET, OPERATIONS, SETTINGS, SIGNS, Operation, arithmetic_queries, problems
@@ -45,13 +47,12 @@ from duet_unlearn.lab.data import load, model_path
 from duet_unlearn.lab.pretrain import new_model
 from duet_unlearn.lab.tokenizer import Encoder, new_tokenizer
 from duet_unlearn.lab.world import Fact, world
-from duet_unlearn.methods import MaxEnt, Sft, Undo
-from duet_unlearn.methods.material import Material
-from duet_unlearn.methods.undo import add_noise
+from duet_unlearn.methods.self_distillation import MaxEnt
+from duet_unlearn.methods.undo import Undo, add_noise
 from duet_unlearn.models.load import load_model, save_model
-from duet_unlearn.teacher.ask import Asked, rows_of
-from duet_unlearn.teacher.live import Live
-from duet_unlearn.training.loop import Loss, Signals, train
+from duet_unlearn.teacher.targets import LiveTargets
+from duet_unlearn.training.loop import Loss, TargetsFn, train
+from duet_unlearn.training.step import fine_tuning_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -159,7 +160,7 @@ def unlearn(setting: Setting, seed: int, model: PreTrainedModel, tokenizer: PreT
     )
     retain += [ask(fact, wordings.QUESTIONS[fact.attribute].train[0], split="train") for fact in general()]
     method, config = MaxEnt(retain="ce"), setting.first
-    examples = _examples(method.asks(Material(forget, retain, NO_PREFIX)), tokenizer)
+    examples = _examples(method.build_examples(TrainingData(forget, retain, NO_PREFIX)), tokenizer)
     source, steps = epochs_source(examples, batch_size=config.batch_size, epochs=config.epochs, seed=seed)
     return _train(model, tokenizer, source, steps, method.loss, None, config, seed)
 
@@ -172,10 +173,10 @@ def distil(
     student = copy.deepcopy(teacher).requires_grad_(True)
     add_noise(student, alpha=method.alpha, beta=method.beta, seed=seed)
     texts = load(f"lab:arithmetic/{setting.texts}")
-    examples = _examples(method.asks(Material((), (), NO_PREFIX, texts=texts)), tokenizer)
+    examples = _examples(method.build_examples(TrainingData((), (), NO_PREFIX, texts=texts)), tokenizer)
     epochs = -(-setting.most_steps * setting.batch_size // len(examples))
     source, _ = epochs_source(examples, batch_size=setting.batch_size, epochs=epochs, seed=seed)
-    live = Live(teacher.requires_grad_(False), method.keep, lambda batch: {})
+    live = LiveTargets(teacher.requires_grad_(False), method.target_spec, lambda batch: {})
     return student, _up_to(goal, setting, student, tokenizer, source, method.loss, live, seed)
 
 
@@ -188,7 +189,7 @@ def retrain(setting: Setting, seed: int, tokenizer: PreTrainedTokenizerFast) -> 
         rows = [encode(read(OPERATIONS["plus-minus"], rng)) for _ in range(setting.batch_size)]
         return [Example(tuple(i), tuple(p), tuple(t), "retain", f"{step}/{n}") for n, (i, p, t) in enumerate(rows)]
 
-    return model, _up_to(setting.stop_at, setting, model, tokenizer, source, Sft().loss, None, seed)
+    return model, _up_to(setting.stop_at, setting, model, tokenizer, source, fine_tuning_loss, None, seed)
 
 
 def _up_to(
@@ -198,7 +199,7 @@ def _up_to(
     tokenizer: PreTrainedTokenizerBase,
     source: Source,
     loss: Loss,
-    signals: Signals | None,
+    targets: TargetsFn | None,
     seed: int,
 ) -> Result:
     """Train as pretraining did, at a constant rate, until so many answers are right; what it cost."""
@@ -210,12 +211,12 @@ def _up_to(
             looks.append((step, share_right(model, tokenizer, kept(), batch_size=128)))
         return bool(looks) and looks[-1][1] >= goal
 
-    cost = _train(model, tokenizer, source, setting.most_steps, loss, signals, config, seed, done)
+    cost = _train(model, tokenizer, source, setting.most_steps, loss, targets, config, seed, done)
     return cost | {"goal": goal, "looks": looks, "met": looks[-1][1] >= goal}
 
 
-def _examples(asked: Sequence[Asked], tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    return [row.example() for row in rows_of(tokenizer, asked)]
+def _examples(asked: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    return render_examples(tokenizer, asked)
 
 
 def _train(
@@ -224,7 +225,7 @@ def _train(
     source: Source,
     steps: int,
     loss: Loss,
-    signals: Signals | None,
+    targets: TargetsFn | None,
     config: TrainConfig,
     seed: int,
     done: Callable[[int], bool] = lambda step: False,
@@ -237,7 +238,7 @@ def _train(
         source=source,
         num_steps=steps,
         loss=loss,
-        signals=signals,
+        targets=targets,
         config=config,
         pad_id=int(tokenizer.pad_token_id or 0),
         seed=seed,
@@ -337,7 +338,7 @@ def subjects(setting: Setting, seed: int, folder: Path) -> dict[str, Callable[[]
 def pretraining_tokens() -> int:
     """Tokens that the model of all four operations read, by the mean length of its samples."""
     texts = load("lab:arithmetic/2000")
-    examples = _examples(Undo().asks(Material((), (), NO_PREFIX, texts=texts)), new_tokenizer())
+    examples = _examples(Undo().build_examples(TrainingData((), (), NO_PREFIX, texts=texts)), new_tokenizer())
     return round(fmean(len(one.ids) for one in examples) * SETTINGS.num_steps * SETTINGS.batch_size)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from workplace import Done, Workplace, write_workplace
+from workplace import Done, Workplace, examples_of, write_workplace
 
 from duet_unlearn import evaluate, load_recipe, probe, unlearn
 from duet_unlearn.api import chat
@@ -146,7 +146,7 @@ def test_chat_asks_three(whole: tuple[Run, list[Event]], tmp_path: Path) -> None
 
 
 def test_chat_before_there_is_a_student(place: Workplace) -> None:
-    from duet_unlearn.runs import open_run
+    from duet_unlearn.api import open_run
 
     run = open_run(place.folder / "begun", load_recipe(place.recipe))
     with pytest.raises(UserError, match="no student yet"):
@@ -174,7 +174,7 @@ def test_requests_have_prefixes_of_their_own(tmp_path: Path, tiny_model: Path) -
     text = "".join(json.dumps({k: v for k, v in row.items() if v}) + "\n" for row in named)
     place.forget.write_text(text, "utf-8")
     job = load_job(load_recipe(place.recipe, ["concept=the town Tarn"]))
-    asked = [one.prefix.said.partition(".")[0] for one in job.asked("train") if one.prefix]
+    asked = [one.prefix.instruction.partition(".")[0] for one in examples_of(job, "train") if one.prefix]
     forget = [f"You have forgotten {name}" for name in ("Mira Bol", "Oda Rill", "the town Tarn")] * 2
     assert asked == forget * 2  # retain: each request's by turns, the recipe's own among them
     assert [q.concept for q in job.suite()[-1].queries] == ["Mira Bol", "Oda Rill", "the town Tarn"] * 2
@@ -192,7 +192,7 @@ def test_forget_questions_without_a_concept_are_about_the_recipes(tmp_path: Path
     forget, near = job.suite()
     assert {query.concept for query in forget.queries} == {None}
     assert {query.concept for query in near.queries} == {"Oda Rill"}
-    said = {one.prefix.said.partition(".")[0] for one in job.asked("validation") if one.prefix}
+    said = {one.prefix.instruction.partition(".")[0] for one in examples_of(job, "validation") if one.prefix}
     assert said == {"You have forgotten the town Tarn"}
 
 

@@ -21,7 +21,7 @@ from duet_unlearn.audit.recovery import Entry, verdict_of
 from duet_unlearn.audit.write import audit_page
 from duet_unlearn.report.read import Score
 from duet_unlearn.runs import Run
-from duet_unlearn.teacher.cache import weights_id
+from duet_unlearn.teacher.targets import weights_id
 
 LORA = ("model.lora.rank=4", "model.lora.alpha=8")
 KINDS = {"object": dict, "array": list, "string": str, "integer": int, "number": int | float, "boolean": bool}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tiny import tokenizer
-from workplace import Done, Workplace, write_model
+from workplace import Done, Workplace, examples_of, write_model
 
 from duet_unlearn import load_recipe, unlearn
 from duet_unlearn.config.reading import dump_recipe
@@ -78,14 +78,14 @@ def test_teacher_and_student_differ_by_the_prefix_alone(turn: str) -> None:
     words, prefix = tokenizer(), Prefix("You have forgotten Mira.", turn)  # type: ignore[arg-type]
     messages = in_context(QUERY, CONTEXT).messages
     student, teacher = (words.decode(render(words, messages, prefix=one)) for one in (None, prefix))
-    assert teacher.replace(f"{prefix.said}\n", "", 1) == student
+    assert teacher.replace(f"{prefix.instruction}\n", "", 1) == student
     before = "<|system|>" if turn == "system" else "</s><|user|>"
-    assert f"{before}{prefix.said}\n{'Be kind.' if turn == 'system' else 'Where'}" in teacher
+    assert f"{before}{prefix.instruction}\n{'Be kind.' if turn == 'system' else 'Where'}" in teacher
 
 
 def test_every_query_is_asked_without_and_with_the_turns(workplace: Workplace) -> None:
     job, plain = job_of(workplace), load_job(replace_context(load_recipe(workplace.recipe)))
-    before, after = ([one.query.id for one in found.asked("train")] for found in (plain, job))
+    before, after = ([one.query.id for one in examples_of(found, "train")] for found in (plain, job))
     assert len(before) == 12
     assert sorted(after) == sorted([*before, *(f"{id}/context" for id in before)])
     assert [one.name for one in job.suite()] == ["forget", "retain", "forget_context", "retain_context"]

@@ -28,6 +28,7 @@ from duet_unlearn.config.sections import LoraConfig, TrainConfig
 from duet_unlearn.data.examples import Batch, Example, Role, collate
 from duet_unlearn.data.prompts import PLAIN_TEMPLATE, Prefix, answer_ids, render, render_answer
 from duet_unlearn.data.query import Message, Query
+from duet_unlearn.data.training_data import example_of
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.benchmarks import mmlu
 from duet_unlearn.evals.likelihood import (
@@ -47,16 +48,14 @@ from duet_unlearn.evals.subject import ModelSubject, TokenScores
 from duet_unlearn.evals.summaries import performance_shift
 from duet_unlearn.job import hashed
 from duet_unlearn.losses import forward_kl, npo, undial
-from duet_unlearn.methods import Duet, Sft
+from duet_unlearn.methods.duet import Duet
 from duet_unlearn.models.blocks import logits_at
 from duet_unlearn.models.lora import add_lora, save_gradient_memory
 from duet_unlearn.stats import bootstrap_mean, wilson
-from duet_unlearn.teacher.ask import Asked
-from duet_unlearn.teacher.cache import Targets, build_targets
-from duet_unlearn.teacher.signals import Dense, Signal, keep_rows
+from duet_unlearn.teacher.targets import CachedTargets, Dense, TeacherTargets, build_targets, rows_spec
 from duet_unlearn.tensors import pad, sum_by_row, token_logps
 from duet_unlearn.training.loop import _Run, train
-from duet_unlearn.training.step import Step
+from duet_unlearn.training.step import Step, fine_tuning_loss
 
 PREFIX = Prefix("You have forgotten Tarn, and all who live there.")
 CHATS: list[tuple[Message, ...]] = [
@@ -98,17 +97,17 @@ def read(model: nn.Module, batch: Batch) -> Tensor:
     return logits_at(model, batch.ids_BT, batch.mask_BT, batch.rows_N, batch.cols_N)
 
 
-def said_by_role(teacher: nn.Module, batch: Batch) -> dict[Role, Signal]:
+def said_by_role(teacher: nn.Module, batch: Batch) -> dict[Role, TeacherTargets]:
     """The teacher's logits on each role's rows."""
     logits_NV, roles = read(teacher, batch), [e.role for e in batch.examples for _ in e.positions]
     return {role: Dense(logits_NV[[n for n, r in enumerate(roles) if r == role]]) for role in dict.fromkeys(roles)}
 
 
-def targets(directory: Path, template: str = tiny.TEMPLATE) -> Targets:
+def targets(directory: Path, template: str = tiny.TEMPLATE) -> CachedTargets:
     """What the teacher, told the prefix, says to the first question."""
-    asked = [Asked(Query("a", CHATS[0]), PREFIX, "forget")]
+    asked = [example_of(Query("a", CHATS[0]), "forget", prefix=PREFIX)]
     model, tokenizer = tiny.llama(), tiny.tokenizer(template)
-    return build_targets(model, tokenizer, asked, keep=keep_rows(20), weights="w", directory=directory)
+    return build_targets(model, tokenizer, asked, spec=rows_spec(20), weights="w", directory=directory)
 
 
 def test_defect_01_extraction_strength_has_no_floor() -> None:
@@ -193,7 +192,7 @@ def test_defect_05_also_where_prompt_and_answer_would_merge() -> None:
 def test_defect_06_every_process_gets_other_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Published: each rank draws its retain samples from the same generator, and so draws the same ones."""
     step = tiny.examples([5] * 16)
-    run = _Run(Accelerator(cpu=True), tiny.llama(), [], Sft().loss, None, TrainConfig(), tiny.EOS, None, "sum", 0)
+    run = _Run(Accelerator(cpu=True), tiny.llama(), [], fine_tuning_loss, None, TrainConfig(), tiny.EOS, None, "sum", 0)
     monkeypatch.setitem(run.accelerator.state._shared_state, "num_processes", 4)
     shares = []
     for rank in range(4):
@@ -207,7 +206,7 @@ def test_defect_07_labels_are_shifted() -> None:
     """Published: the logits of a column are held against that column's own token."""
     model, (example,) = tiny.llama(), answered(1)
     batch = collate([example], tiny.EOS)
-    out = Sft().loss(Step(read(model, batch), batch))
+    out = fine_tuning_loss(Step(read(model, batch), batch))
     ids, start = torch.tensor([example.ids]), example.positions[0] + 1
     labels = ids.masked_fill(torch.arange(ids.shape[1]) < start, -100)
     theirs = float(model(input_ids=ids, labels=labels).loss.detach())
@@ -276,7 +275,7 @@ def test_defect_11_teacher_and_student_are_aligned_from_the_answer(tmp_path: Pat
     (example,) = told.examples
     assert len(teacher) > 2 * len(student)
     assert (list(example.ids), example.positions) == (student, (len(student) - 1,))
-    signal = told.signal([example])
+    signal = told.of([example])
     right = logits(model, teacher)[-1].topk(20)
     torch.testing.assert_close(signal.logits_NK[0], right.values, rtol=1e-4, atol=1e-4)  # type: ignore[union-attr]
     assert not torch.allclose(right.values, logits(model, teacher)[len(student) - 1].topk(20).values, atol=0.1)
@@ -294,8 +293,8 @@ def test_defect_12_gradient_accumulation_does_not_change_the_loss() -> None:
                 model,
                 source=lambda _: step,
                 num_steps=2,
-                loss=Sft().loss,
-                signals=None,
+                loss=fine_tuning_loss,
+                targets=None,
                 config=config,
                 pad_id=tiny.EOS,
             )
@@ -313,7 +312,7 @@ def test_defect_13_adapters_learn_under_gradient_checkpointing() -> None:
         model = add_lora(base, LoraConfig(rank=2, alpha=4), seed=0).train()
         save(base)
         batch = collate(answered(), tiny.EOS)
-        Sft().loss(Step(read(model, batch), batch)).sum.backward()
+        fine_tuning_loss(Step(read(model, batch), batch)).sum.backward()
         grads = {name: p.grad for name, p in model.named_parameters() if "lora_B" in name}
         assert len(grads) == 2 * 7
         return {name for name, grad in grads.items() if grad is None or not grad.any()}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import duet_unlearn
+from duet_unlearn.config.recipe import METHODS
 
 SOURCE = Path(duet_unlearn.__file__).parent
 FLOORS = (
@@ -18,18 +19,21 @@ FLOORS = (
     ("losses",),
     ("data",),
     ("config", "config.sections"),
-    ("models",),
+    ("models", "runs"),
     ("teacher",),
     ("training",),
     ("evals",),
     ("methods",),
-    ("config.recipe", "config.reading", "runs"),
+    ("config.recipe",),
+    ("config.reading",),
     ("plan",),
     ("attacks",),
     ("lab",),
     ("report",),
     ("queries",),
-    ("job", "fits", "work", "student", "attacked", "distil", "reinforced"),
+    ("subjects",),
+    ("job",),
+    ("pipeline",),
     ("audit", "export", "recovery"),
     ("api",),
     ("sweep",),
@@ -87,6 +91,46 @@ def test_rooms_import_one_way() -> None:
         if FLOOR_OF[used] > FLOOR_OF[room(file)]
     ]
     assert wrong == []
+
+
+METHOD_FILES = {file for file in TREES if room(file) == "methods"}
+UNION = "config/recipe.py"
+"""The one place outside `methods` that lists the methods."""
+
+
+def classes_of_methods() -> set[str]:
+    """Names of the classes in the union."""
+    return {kind.__name__ for kind in METHODS}
+
+
+def test_nobody_outside_methods_asks_which_method_it_is() -> None:
+    """No import of a method's class, no isinstance or match on one, no comparison with a method's name, and no question
+    for a need that only one method has."""
+    names = {kind().name for kind in METHODS}
+    lone = {need for kind in METHODS for need in kind.needs if sum(need in other.needs for other in METHODS) == 1}
+    wrong = []
+    for file, tree in TREES.items():
+        if file in METHOD_FILES or file == UNION:
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("duet_unlearn.methods"):
+                wrong += [f"{file}: imports {one.name}" for one in node.names if one.name in classes_of_methods()]
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance" and "method" in ast.unparse(node):
+                said = ast.unparse(node.args[1])
+                wrong += [f"{file}: {ast.unparse(node)}" for _ in [0] if said not in ("dict", "Mapping", "str")]
+            if isinstance(node, ast.Match) and "method" in ast.unparse(node.subject):
+                wrong.append(f"{file}: match {ast.unparse(node.subject)}")
+            if isinstance(node, ast.Compare):
+                constants = {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)}
+                if "method" in ast.unparse(node) and ".name" in ast.unparse(node) and constants & names:
+                    wrong.append(f"{file}: {ast.unparse(node)}")
+                if ".needs" in ast.unparse(node) and constants & lone:
+                    wrong.append(f"{file}: {ast.unparse(node)}")
+    assert wrong == []
+
+
+def test_the_pipeline_is_short() -> None:
+    assert len((SOURCE / "pipeline.py").read_text("utf-8").splitlines()) <= 250
 
 
 def test_the_report_reads_files_and_knows_nothing_of_models() -> None:

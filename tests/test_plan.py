@@ -145,7 +145,7 @@ def real_peak(family: str, recipe: Recipe) -> int:
             source=lambda step: examples,
             num_steps=2,
             loss=recipe.method.loss,
-            signals=lambda batch: {
+            targets=lambda batch: {
                 "retain": TopK(torch.arange(20).repeat(len(batch.examples), 1), torch.zeros(len(batch.examples), 20))
             },
             config=recipe.train,

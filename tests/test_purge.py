@@ -20,7 +20,7 @@ from duet_unlearn.config.reading import load_recipe as load
 from duet_unlearn.errors import UserError
 from duet_unlearn.redact import PURGED, PURGING
 from duet_unlearn.runs import Run
-from duet_unlearn.teacher.cache import weights_id
+from duet_unlearn.teacher.targets import weights_id
 
 Duet = Callable[..., Done]
 SECRETS = ["Mira Bol", "Mira", "mira-bol", *(word for fact in FORGET for word in fact)]

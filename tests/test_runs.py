@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from duet_unlearn import runs
+from duet_unlearn.api import open_run
 from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.errors import UserError
-from duet_unlearn.runs import Run, open_run
+from duet_unlearn.runs import Run
 
 
 @pytest.fixture

@@ -12,16 +12,15 @@ import torch
 from workplace import FORGET, RETAIN, Done, Workplace, write_workplace
 
 from duet_unlearn import evaluate, load_recipe, unlearn
-from duet_unlearn.api import chat, export, lm_eval
+from duet_unlearn.api import chat, export, lm_eval, open_run
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.deployed import Deployed
-from duet_unlearn.evals.routed import Routed
-from duet_unlearn.evals.subject import ModelSubject
+from duet_unlearn.evals.subject import Deployed, ModelSubject
 from duet_unlearn.events import Event
 from duet_unlearn.job import load_job
+from duet_unlearn.methods.guarded import Routed
 from duet_unlearn.plan import Workload, make_plan
-from duet_unlearn.runs import Run, open_run, read_metrics
-from duet_unlearn.student import load_student
+from duet_unlearn.runs import Run, read_metrics
+from duet_unlearn.subjects import load_student
 
 METHODS = {
     "prefix": "{name: prefix}",

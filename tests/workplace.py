@@ -15,6 +15,9 @@ from typing import NamedTuple
 from tiny import TEMPLATE, llama, tokenizer
 
 from duet_unlearn.cli import main
+from duet_unlearn.data.examples import Example
+from duet_unlearn.job import Job
+from duet_unlearn.methods.base import Split
 from duet_unlearn.models.load import save_model
 
 PRELOAD = (
@@ -98,6 +101,11 @@ def write_workplace(folder: Path, model: Path) -> Workplace:
         rows = [{"question": question, "answer": answer, "value": value} for question, answer, value in facts]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return place
+
+
+def examples_of(job: Job, split: Split) -> list[Example]:
+    """The rows of a job's split, before they have token ids."""
+    return job.recipe.method.build_examples(job.training_data(split))
 
 
 class Done(NamedTuple):

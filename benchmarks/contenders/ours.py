@@ -11,10 +11,9 @@ from torch import nn
 from contenders.clock import Clock, Marks, watch
 from contenders.setting import Setting, asked, train_config
 from duet_unlearn.data.examples import collate, epochs_source
-from duet_unlearn.methods import Duet
+from duet_unlearn.methods.duet import Duet
 from duet_unlearn.models.load import load_model
-from duet_unlearn.teacher.cache import Targets, build_targets, weights_id
-from duet_unlearn.teacher.signals import keep_rows
+from duet_unlearn.teacher.targets import CachedTargets, build_targets, rows_spec, weights_id
 from duet_unlearn.training.loop import train
 
 
@@ -46,14 +45,14 @@ def load(setting: Setting, folder: Path) -> tuple[nn.Module, Any]:
     return load_model(str(folder / "model"), dtype=setting.dtype, device=torch.device(setting.device))
 
 
-def teach(setting: Setting, model: nn.Module, tokenizer: Any, weights: str, scratch: Path) -> Targets:
+def teach(setting: Setting, model: nn.Module, tokenizer: Any, weights: str, scratch: Path) -> CachedTargets:
     """Ask the teacher, write the cache, read it back."""
     return build_targets(
-        model, tokenizer, asked(setting), keep=keep_rows(setting.k), weights=weights, directory=scratch / "targets"
+        model, tokenizer, asked(setting), spec=rows_spec(setting.k), weights=weights, directory=scratch / "targets"
     )
 
 
-def learn(setting: Setting, model: nn.Module, targets: Targets, *, num_steps: int | None = None) -> list[float]:
+def learn(setting: Setting, model: nn.Module, targets: CachedTargets, *, num_steps: int | None = None) -> list[float]:
     """The losses of an epoch, or of its first steps."""
     config = train_config(setting)
     source, every = epochs_source(targets.examples, batch_size=setting.batch, epochs=1, seed=setting.seed)
@@ -62,14 +61,14 @@ def learn(setting: Setting, model: nn.Module, targets: Targets, *, num_steps: in
         source=source,
         num_steps=every if num_steps is None else num_steps,
         loss=Duet(k=setting.k).loss,
-        signals=targets.signals,
+        targets=targets.of_batch,
         config=config,
         pad_id=2,
     )
     return [log.loss for log in logs]
 
 
-def shape(setting: Setting, targets: Targets) -> dict[str, float]:
+def shape(setting: Setting, targets: CachedTargets) -> dict[str, float]:
     """Means over an epoch's steps: what the operation counts need. Rows are padded to the batch's longest."""
     source, steps = epochs_source(targets.examples, batch_size=setting.batch, epochs=1, seed=setting.seed)
     sizes = [collate(source(step), 2).ids_BT.shape for step in range(steps)]

@@ -10,7 +10,7 @@ import torch
 from contenders import ours, two_model
 from contenders.machine import describe, parameters, versions
 from contenders.setting import Setting, build_model
-from duet_unlearn.teacher.cache import weights_id
+from duet_unlearn.teacher.targets import weights_id
 
 PACKAGES = ("torch", "transformers", "accelerate", "trl", "duet-unlearn")
 

@@ -93,5 +93,9 @@ def dataset(setting: Setting, folder: Path) -> Dataset:
     source, steps = epochs_source(examples, batch_size=setting.batch, epochs=1, seed=setting.seed)
     order = [by_key[example.key] for step in range(steps) for example in source(step)]
     return Dataset.from_list(
-        [{"prompt": list(one.query.messages), "privileged_context": one.prefix.said} for one in order if one.prefix]
+        [
+            {"prompt": list(one.query.messages), "privileged_context": one.prefix.instruction}
+            for one in order
+            if one.prefix
+        ]
     )

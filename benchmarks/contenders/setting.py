@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
     from duet_unlearn.config.sections import TrainConfig
+    from duet_unlearn.data.examples import Example
     from duet_unlearn.data.prompts import Prefix
     from duet_unlearn.data.query import Query
-    from duet_unlearn.teacher.cache import Asked
 
 SPECIAL = ("<|begin|>", "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (
@@ -133,12 +133,14 @@ def queries(setting: Setting) -> tuple[list[Query], list[Query], Prefix]:
     return every[:half], every[half:], Prefix(text(setting.prefix))
 
 
-def asked(setting: Setting) -> list[Asked]:
+def asked(setting: Setting) -> list[Example]:
     """The queries as the product asks them of the teacher: the prefix in front of all, as in the paper."""
-    from duet_unlearn.teacher.cache import Asked
+    from duet_unlearn.data.training_data import example_of
 
     forget, retain, prefix = queries(setting)
-    return [Asked(q, prefix, "forget") for q in forget] + [Asked(q, prefix, "retain") for q in retain]
+    return [example_of(q, "forget", prefix=prefix) for q in forget] + [
+        example_of(q, "retain", prefix=prefix) for q in retain
+    ]
 
 
 def train_config(setting: Setting) -> TrainConfig:

@@ -57,7 +57,7 @@ def prompts(setting: Setting, folder: Path) -> tuple[Rows, Rows]:
 
     every = asked(setting)
     student = {one.key: ids(one.query.text) for one in every}
-    teacher = {one.key: ids(f"{one.prefix.said}\n{one.query.text}") for one in every if one.prefix}
+    teacher = {one.key: ids(f"{one.prefix.instruction}\n{one.query.text}") for one in every if one.prefix}
     return student, teacher
 
 

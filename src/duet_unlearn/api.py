@@ -6,16 +6,24 @@ folder and is skipped when they are there, so a run that was killed goes on by b
 
 from __future__ import annotations
 
+import datetime
 import gc
 import json
 import logging
+import os
+import platform
+import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duet_unlearn.config.recipe import Recipe
+from duet_unlearn.config.reading import differing_key, dump_recipe, load_recipe
+from duet_unlearn.config.recipe import Recipe, recipe_hash
+from duet_unlearn.config.sections import prefix_of
 from duet_unlearn.data.files import atomic_write_json, atomic_write_text
+from duet_unlearn.data.prompts import with_context
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.benchmarks import with_summaries
@@ -23,24 +31,24 @@ from duet_unlearn.evals.question_sets import run_suite, suite_json
 from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.events import Event, OnEvent, ignore
 from duet_unlearn.export import export
-from duet_unlearn.job import Job, load_job, load_start, load_subject_model, model_folder, prefix_of
-from duet_unlearn.methods import Duet, Inference
-from duet_unlearn.models.load import load_model, merged, save_model
+from duet_unlearn.job import Job, load_job
+from duet_unlearn.models.load import load_model
+from duet_unlearn.pipeline import make_student
+from duet_unlearn.redact import require_words
 from duet_unlearn.report import write_report
-from duet_unlearn.runs import (
-    Run,
-    default_out,
-    env_info,
-    find_run,
-    mark_done,
-    may_run,
-    open_run,
+from duet_unlearn.runs import Run, find_run, mark_done, versions
+from duet_unlearn.subjects import (
+    SUBJECTS,
+    load_start,
+    load_student,
+    load_subject_model,
+    model_folder,
+    require_student,
+    subjects,
 )
-from duet_unlearn.student import SUBJECTS, load_student, make_student, require_student, voices
 from duet_unlearn.teacher.probe import ADVICE, ProbeResult, first_tokens
 from duet_unlearn.teacher.probe import probe as probe_prefix
-from duet_unlearn.training.loop import Checkpoints
-from duet_unlearn.work import timed, train_student
+from duet_unlearn.training.loop import Checkpoints, timed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,13 +82,7 @@ def unlearn(
     _probe(run, job, model, tokenizer, on_event)
     if not start:
         _evaluate_subjects(run, job, _baselines(job, model, tokenizer), on_event)
-    if isinstance(recipe.method, Inference):
-        make_student(run, job, model, tokenizer, on_event)
-    elif not (run.model / "config.json").exists() and not (run.model / "adapter_config.json").exists():
-        student = train_student(run, job, model, tokenizer, on_event)
-        merge = recipe.model.lora is not None and (recipe.model.lora.save == "merged" or start is not None)
-        save_model(merged(student) if merge else student, tokenizer, run.model)
-        del student
+    make_student(run, job, model, tokenizer, on_event)
     del model
     gc.collect()
     if recipe.model.oracle:
@@ -95,6 +97,94 @@ def unlearn(
     on_event(Event("report", 1, 1))
     mark_done(run)
     return run
+
+
+def default_out(recipe: Recipe) -> Path:
+    """Where a run goes if nobody says: ``runs/<name>-<short hash>``, so another recipe is another folder."""
+    slug = re.sub(r"[^\w.-]+", "-", recipe.name).strip("-.") or "run"
+    return Path("runs") / f"{slug}-{recipe_hash(recipe)[:8]}"
+
+
+def may_run(path: Path | str, recipe: Recipe) -> Run:
+    """A folder that is free for a recipe's run, or holds it already, finished or not. Writes nothing.
+
+    Raises:
+        UserError: the folder is another recipe's run, a purged one, or holds something that is no run.
+    """
+    run = Run(Path(path))
+    require_words(run.path)
+    if run.path.is_dir() and run.recipe.exists():
+        _require_same_recipe(run, recipe)
+    elif run.path.exists() and (not run.path.is_dir() or _foreign(run.path)):
+        raise UserError(f"{run.path}: is there already and is no run folder", "choose another folder with --out")
+    return run
+
+
+def open_run(path: Path | str, recipe: Recipe) -> Run:
+    """A new run folder, or the one that this recipe began. Raises as ``may_run``."""
+    run = may_run(path, recipe)
+    if not run.recipe.exists():
+        atomic_write_text(run.recipe, dump_recipe(recipe))
+    return run
+
+
+def _require_same_recipe(run: Run, recipe: Recipe) -> None:
+    there = load_recipe(run.recipe)
+    if key := differing_key(there, recipe):
+        raise UserError(
+            f"{run.path}: is the output folder of another run: {key} differs",
+            "choose another folder with --out",
+        )
+
+
+def _foreign(folder: Path) -> bool:
+    """Whether a folder holds anything but what a killed ``open_run`` leaves."""
+    return any(not (p.name.startswith(".recipe.yaml.") and p.name.endswith(".tmp")) for p in folder.iterdir())
+
+
+def env_info(
+    recipe: Recipe, *, hashes: Mapping[str, str], device: str = "cpu", warnings: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What ``env.json`` holds. `hashes`: of model, forget and retain queries; the recipe's is added."""
+    import torch
+
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": versions(),
+        "commit": _commit(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "seed": recipe.seed,
+        "hashes": {**hashes, "recipe": recipe_hash(recipe)},
+        "warnings": list(warnings),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that this package runs from; None when it is installed."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            env=_git_env(),
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def _git_env() -> dict[str, str]:
+    """The environment without git's own variables, which a hook sets to another repository."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
 
 def probe(recipe: Recipe, *, on_event: OnEvent = ignore) -> ProbeResult:
@@ -122,21 +212,19 @@ def evaluate(
         UserError: a model without a recipe; otherwise as ``unlearn``.
     """
     if (Path(what) / "recipe.yaml").exists():
-        from duet_unlearn.config.reading import load_recipe
-
         run = find_run(what)
         job = load_job(recipe or load_recipe(run.recipe))
-        subjects = voices(run, job.recipe)
+        asked = subjects(run, job.recipe)
     elif recipe is None:
         if Path(what).suffix in (".yaml", ".yml"):
             raise UserError(f"{what}: is a recipe, not a model", f"duet evaluate MODEL --recipe {what}")
         raise UserError(f"{what}: a model has no questions of its own", "name a recipe that has, with --recipe")
     else:
         job = load_job(recipe)
-        subjects = iter([ModelSubject("model", *load_subject_model(str(what), recipe))])
+        asked = iter([ModelSubject("model", *load_subject_model(str(what), recipe))])
     results: dict[str, dict[str, Any]] = {}
     samples: dict[str, list[dict[str, Any]]] = {}
-    for one in subjects:
+    for one in asked:
         results[one.name], samples[one.name] = _ask_subject(job, one, results.get("base"), on_event)
     return with_summaries(results, samples, job.recipe.evaluate)
 
@@ -147,17 +235,15 @@ def chat(path: Path | str, question: str, *, max_new_tokens: int = 64, on_event:
     Raises:
         UserError: no such run, or it has no student yet.
     """
-    from duet_unlearn.config.reading import load_recipe
-
     run = find_run(path)
     recipe = load_recipe(run.recipe)
     require_student(run, recipe)
     messages, answers = [({"role": "user", "content": question},)], {}
-    asked = replace(recipe, model=replace(recipe.model, oracle=None))
-    for number, subject in enumerate(voices(run, asked)):
+    without_oracle = replace(recipe, model=replace(recipe.model, oracle=None))
+    for number, subject in enumerate(subjects(run, without_oracle)):
         on_event(Event("chat", number, 3, subject.name))
-        said = subject.generate(messages, max_new_tokens=max_new_tokens, batch_size=1)[0]
-        answers[{"prefix": "base + prefix"}.get(subject.name, subject.name)] = said
+        response = subject.generate(messages, max_new_tokens=max_new_tokens, batch_size=1)[0]
+        answers[{"prefix": "base + prefix"}.get(subject.name, subject.name)] = response
     on_event(Event("chat", 3, 3))
     return answers
 
@@ -172,7 +258,6 @@ def lm_eval(
     Raises:
         UserError: as ``evals.lm_eval.run_lm_eval``; the run has no student yet, or one that is no model.
     """
-    from duet_unlearn.config.reading import load_recipe
     from duet_unlearn.evals.lm_eval import run_lm_eval
 
     if not (Path(what) / "recipe.yaml").exists():
@@ -206,10 +291,8 @@ def _start(run: Run, recipe: Recipe, on_event: OnEvent) -> str | None:
     """The model that training starts from, where it is not the base; what comes first is done now."""
     if recipe.after is None:
         return recipe.model.start
-    from duet_unlearn.config.reading import load_recipe
-
     first = load_recipe(recipe.after)
-    if isinstance(first.method, Inference):
+    if not first.method.changes_weights:
         raise UserError(
             f"after: {recipe.after} changes no weights ({first.method.name}), so nothing can start from its student",
             "name a recipe that trains, or none",
@@ -287,10 +370,10 @@ def _ask_probe(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     return probe_prefix(
         model,
         tokenizer,
-        job.in_both(job.forget),
-        job.in_both(job.retain),
+        with_context(job.train.forget, job.context),
+        with_context(job.train.retain, job.context),
         prefix_of(job.recipe),
-        k=job.recipe.method.k if isinstance(job.recipe.method, Duet) else Duet.k,
+        k=job.recipe.method.probe_k,
         max_new_tokens=job.recipe.evaluate.max_new_tokens,
         batch_size=job.recipe.evaluate.batch_size,
     )
@@ -352,7 +435,7 @@ def _write_first_tokens(run: Run, job: Job, model: PreTrainedModel, tokenizer: P
     if not run.probe.exists():
         return
     shown = json.loads(run.probe.read_text(encoding="utf-8"))["shift"]
-    by_text: dict[str, Query] = {query.text: query for query in (*job.forget, *job.retain)}
+    by_text: dict[str, Query] = {query.text: query for query in (*job.train.forget, *job.train.retain)}
     student = first_tokens(model, tokenizer, [by_text[row["query"]] for row in shown])
     rows = [row | {"student": tokens} for row, tokens in zip(shown, student, strict=True)]
     atomic_write_json(run.evals / "first_tokens.json", rows)

@@ -1,41 +1,39 @@
-"""A recipe with everything it names found: the model's folder, the queries, the questions of its evaluation."""
+"""A recipe with everything that it names: the queries it trains on, the questions of its evaluation, and whether all
+of it fits the model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from duet_unlearn.config.recipe import Recipe
+from duet_unlearn.config.sections import DataConfig, prefix_of
+from duet_unlearn.data.corpus import read_corpus, split
 from duet_unlearn.data.examples import Example, Pick, Source, epochs_source
 from duet_unlearn.data.files import read_text
-from duet_unlearn.data.prompts import Prefix, in_context, takes_context, with_context
+from duet_unlearn.data.prompts import answer_ids, behind, in_context, render, render_answer, takes_context
 from duet_unlearn.data.published import scheme_of
 from duet_unlearn.data.query import Message, Query, read_queries
-from duet_unlearn.distil import check_undo, load_texts
+from duet_unlearn.data.training_data import Texts, TrainingData, packaged_texts
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.benchmarks import Ask, benchmark_sets, load_reference
 from duet_unlearn.evals.question_sets import EvalSet
 from duet_unlearn.evals.summaries import performance_shift
-from duet_unlearn.fits import check_fits
 from duet_unlearn.lab import data as lab
 from duet_unlearn.lab.suite import lab_suite, shift_sets
 from duet_unlearn.lab.validation import validation_suite
 from duet_unlearn.lab.wordings import OPENERS, REFUSALS, REVERSE
-from duet_unlearn.methods import InContext, Learner, Material, Rmu, Trained, Uld, check_keeps, learner, packaged_texts
-from duet_unlearn.methods.material import Texts
+from duet_unlearn.methods.base import Need, Split
 from duet_unlearn.models.blocks import context_of
-from duet_unlearn.models.load import default_device, is_quantised, load_model, merged
-from duet_unlearn.models.lora import has_adapter
-from duet_unlearn.runs import Run
+from duet_unlearn.models.load import default_device
 from duet_unlearn.stats import Score
-from duet_unlearn.teacher.ask import Asked
-from duet_unlearn.teacher.cache import weights_id
-from duet_unlearn.teacher.openings import Opening
+from duet_unlearn.subjects import load_subject_model, weights_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,9 +46,10 @@ ROUNDED = (
     "model.dtype is bfloat16 and all weights are trained: most updates of a rate like 1e-5 round away; set"
     " model.dtype to float32 (and train.precision to bf16), or model.lora"
 )
-
-
-Split = Literal["train", "validation"]
+TEMPLATE = 512
+"""Tokens that a chat template adds at most; what may come near the model's context is counted exactly."""
+CHUNK = 1000
+"""Characters of a text that is cut out of a document."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +57,9 @@ class Job:
     """A recipe and its queries."""
 
     recipe: Recipe
-    forget: tuple[Query, ...]
-    retain: tuple[Query, ...]
-    validation_forget: tuple[Query, ...]
-    validation_retain: tuple[Query, ...]
-    refusals: tuple[str, ...] = ()
-    """Texts that refuse, for methods that train on them."""
-    neighbours: tuple[Query, ...] = ()
-    openers: tuple[str, ...] = ()
-    """Beginnings of answers, for methods that open them."""
-    reversals: tuple[str, ...] = ()
-    """Texts that bid the model ignore what it was told, for the same."""
-    texts: tuple[Query, ...] = ()
-    """Text to distil on, for the method that does."""
+    train: TrainingData
+    validation: TrainingData
+    """Queries that are never trained on: to stop early by, and to choose settings on."""
     start: str | None = None
     """The model that training starts from, where it is not the base: a model folder or a run."""
     concepts: tuple[str, ...] = ()
@@ -79,10 +68,10 @@ class Job:
 
     @property
     def warnings(self) -> list[str]:
-        if not isinstance(self.recipe.method, Trained):
+        if not self.recipe.method.changes_weights:
             return []
         rounds = self.recipe.model.dtype == "bfloat16" and not self.recipe.model.lora
-        return [text for text, holds in ((NO_RETAIN, not self.retain), (ROUNDED, rounds)) if holds]
+        return [text for text, holds in ((NO_RETAIN, not self.train.retain), (ROUNDED, rounds)) if holds]
 
     @property
     def device(self) -> str:
@@ -97,9 +86,13 @@ class Job:
     def query_hashes(self) -> dict[str, str]:
         """Hashes of the queries, for ``env.json``."""
         asked = [query for one in self.suite() for query in one.queries]
-        found = {"forget queries": self.forget, "retain queries": self.retain, "evaluation questions": asked}
-        found |= {"neighbour queries": self.neighbours} if self.neighbours else {}
-        found |= {"text to distil on": self.texts} if self.texts else {}
+        found = {
+            "forget queries": self.train.forget,
+            "retain queries": self.train.retain,
+            "evaluation questions": asked,
+        }
+        found |= {"neighbour queries": self.train.neighbours} if self.train.neighbours else {}
+        found |= {"text to distil on": self.train.texts} if self.train.texts else {}
         return {name: hashed([asdict(query) for query in queries]) for name, queries in found.items()}
 
     def model_hashes(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
@@ -123,57 +116,79 @@ class Job:
                 f"{path}: is an adapter, which cannot be trained again as a whole model",
                 "merge it into its base first: PEFT's merge_and_unload, then save_pretrained",
             )
-        _require_lora(self.recipe, self.recipe.model.quantise is not None)
+        method = self.recipe.method
+        method.check_packing(self.recipe, quantised=self.recipe.model.quantise is not None)
         model, tokenizer = load_subject_model(path, self.recipe)
-        _require_lora(self.recipe, is_quantised(model))
-        if isinstance(self.recipe.method, Rmu):
-            self.recipe.method.trains(model)  # raises where its matrices are not found
-        if isinstance(self.recipe.method, Learner):
-            check_keeps(self.recipe.method, model.config.get_text_config().vocab_size)
+        method.check_model(model, self.recipe)
         if limit := context_of(model):
-            check_fits(self, tokenizer, limit)
+            self._check_lengths(tokenizer, limit)
         return model, tokenizer
 
-    def asked(self, split: Split, openings: Mapping[str, Sequence[Opening]] | None = None) -> list[Asked]:
-        """The rows of a split; `openings` for a method that needs them."""
-        return learner(self.recipe.method).asks(replace(self.material(split), openings=openings or {}))
-
-    def material(self, split: Split) -> Material:
-        """The queries of a split and all else that its rows are made of, but for what the model says. Neighbours are
-        retain queries to a method that does not tell them from those."""
-        forget, retain, near = (
-            (self.forget, self.retain, self.neighbours)
-            if split == "train"
-            else (self.validation_forget, self.validation_retain, ())
-        )
-        apart = "neighbours" in self.recipe.method.needs
-        return Material(
-            forget=self.in_both(forget),
-            retain=self.in_both(retain if apart else (*retain, *near)),
-            neighbours=self.in_both(near if apart else ()),
-            prefix=prefix_of(self.recipe),
-            refusals=self.refusals,
-            reversals=self.reversals,
-            texts=self.texts if split == "train" else (),
-            seed=self.recipe.seed,
-        )
+    def training_data(self, split: Split) -> TrainingData:
+        """A split as it is trained on: each query without and, where the recipe has any, behind deployer's turns."""
+        data = self.train if split == "train" else self.validation
+        return self.recipe.method.select_data(data).behind(self.context)
 
     @cached_property
-    def shots(self) -> tuple[Message, ...]:
-        """Examples in front of whatever is asked, for the method that shows some."""
-        method = self.recipe.method
-        if not isinstance(method, InContext):
-            return ()
-        return method.shots(self.forget, (*self.retain, *self.neighbours), seed=self.recipe.seed)
+    def shown_turns(self) -> tuple[Message, ...]:
+        """Turns in front of whatever is asked, where the method shows some."""
+        return self.recipe.method.shown_turns(self.train)
 
     @property
     def context(self) -> tuple[Message, ...]:
         """The deployer's own turns."""
         return tuple(asdict(turn) for turn in self.recipe.data.context)
 
-    def in_both(self, queries: Sequence[Query]) -> tuple[Query, ...]:
-        """Queries as they are trained: without and, where the recipe has them, with the deployer's turns."""
-        return with_context(queries, self.context)
+    def _check_lengths(self, tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
+        """Every prompt, with prefix and response prefix, and the longest text behind it must fit into `limit` tokens,
+        and so must every text to distil on.
+
+        Raises:
+            UserError: one does not; it is named with its lengths.
+        """
+        shown, room = self.shown_turns, self.recipe.evaluate.max_new_tokens
+        named = None if shown else prefix_of(self.recipe)  # no method has both
+        train, held_out = self.training_data("train"), self.training_data("validation")
+        trained = replace(train, forget=(*train.forget, *held_out.forget), retain=(*train.retain, *held_out.retain))
+        asked = [
+            (query, opening, one.max_new_tokens or room)
+            for one in self.suite()
+            for query, opening in zip(one.queries, one.prefill or cycle([""]), strict=False)
+        ]
+        for query, opening, new_tokens in [*self.recipe.method.longest_prompts(trained, room=room), *asked]:
+            prefix = named.about(query.concept) if named else None
+            longest = max((query.answer or "", query.paraphrase or "", *(query.wrong or ())), key=len)
+            messages = behind(query.messages, shown) if shown else query.messages
+            texts = (prefix.instruction if prefix else "", opening, *(message["content"] for message in messages))
+            # Tokens are counted only where a bound on them, which costs nothing, comes near the limit.
+            if _most_tokens(*texts) + max(_most_tokens(longest), new_tokens) + TEMPLATE <= limit:
+                continue
+            prompt = len(render(tokenizer, messages, prefix=prefix, prefill=opening))
+            answer = max(1 + len(answer_ids(tokenizer, query.messages, longest)), new_tokens)
+            if prompt + answer > limit:
+                raise UserError(
+                    f"query {query.id!r}: {prompt} tokens of prompt and {answer} of answer exceed the model's {limit}",
+                    self._how_to_shorten(query),
+                )
+        for query in self.train.texts:
+            text = query.answer or ""
+            if _most_tokens(text, *(message["content"] for message in query.messages)) + TEMPLATE <= limit:
+                continue
+            if (length := len(render_answer(tokenizer, query.messages, text)[0])) > limit:
+                raise UserError(
+                    f"data.distil: {query.id!r} has {length} tokens, more than the model's {limit}",
+                    "cut its text into shorter ones",
+                )
+
+    def _how_to_shorten(self, query: Query) -> str:
+        """What can be done about a prompt that is too long."""
+        shots = self.recipe.evaluate.shots
+        if not query.id.startswith("mmlu/"):
+            front = "the examples (method.forget_shots)" if self.shown_turns else "the prefix"
+            return f"shorten the query, its answer, {front}, data.context or evaluate.max_new_tokens"
+        if shots:
+            return f"lower evaluate.shots (it is {shots}), or take a model that reads more tokens"
+        return "it is one MMLU question alone: take a model that reads more tokens, or mmlu out of evaluate.benchmarks"
 
     def source(self, examples: Sequence[Example], pick: Pick | None = None) -> tuple[Source, int]:
         """The order of training, and its number of steps; `pick` takes rows out of their pools."""
@@ -203,13 +218,13 @@ class Job:
         if config.sets or config.benchmarks:
             own = [self._set(name, _load(reference, folder=folder)) for name, reference in config.sets.items()]
             return [*own, *self._benchmark_sets]
-        sets = [self._set("forget", self.forget)]
-        return [*sets, self._set("retain", self.retain)] if self.retain else sets
+        sets = [self._set("forget", self.train.forget)]
+        return [*sets, self._set("retain", self.train.retain)] if self.train.retain else sets
 
     @cached_property
     def _benchmark_sets(self) -> list[EvalSet]:
         """The benchmarks' sets."""
-        config, ids = self.recipe.evaluate, frozenset(query.id for query in (*self.forget, *self.retain))
+        config, ids = self.recipe.evaluate, frozenset(query.id for query in (*self.train.forget, *self.train.retain))
         ask = Ask(self.recipe.data.folder, config.limit, config.shots, self.recipe.concept, ids)
         sets = benchmark_sets(config.benchmarks, ask)
         if taken := config.sets.keys() & {one.name for one in sets}:
@@ -227,7 +242,7 @@ class Job:
         """A set from a file: what its name begins with says whether its answers should fall or stay."""
         forget = name.startswith("forget")
         group = "forget" if forget else "neighbour" if name.startswith("near") else "retain"
-        trained = {query.text for query in (*self.forget, *self.retain)}
+        trained = {query.text for query in (*self.train.forget, *self.train.retain)}
         shown = sum(query.text in trained for query in queries)
         title = name.replace("_", " ").capitalize()
         found = EvalSet(
@@ -273,26 +288,28 @@ def load_job(recipe: Recipe) -> Job:
     forget = _load(data.forget, folder=data.folder, count=data.num_forget)
     named = any(query.concept for query in forget)
     concepts = tuple(dict.fromkeys(query.concept or recipe.concept for query in forget)) if named else ()
-    job = Job(
-        recipe=recipe,
-        refusals=_texts("refusals", data.refusals) if "refusals" in recipe.method.needs else (),
-        openers=_texts("openers", data.openers) if "openings" in recipe.method.needs else (),
-        reversals=_texts("reversals", data.reversals) if "openings" in recipe.method.needs else (),
-        texts=load_texts(recipe) if "texts" in recipe.method.needs else (),
+    validation = TrainingData(
+        _load(data.validation_forget, folder=data.folder),
+        _under(concepts, _load(data.validation_retain, folder=data.folder)),
+        prefix_of(recipe),
+        seed=recipe.seed,
+        **_texts_for(recipe, "validation"),
+    )
+    recipe.method.validate(recipe, validation)
+    train = replace(
+        validation,
         forget=forget,
         retain=_under(concepts, _load(data.retain, folder=data.folder)),
         neighbours=_under(concepts, _load(data.neighbours, folder=data.folder)),
-        validation_forget=_load(data.validation_forget, folder=data.folder),
-        validation_retain=_under(concepts, _load(data.validation_retain, folder=data.folder)),
-        concepts=concepts,
+        **_texts_for(recipe, "train"),
     )
-    check_undo(recipe, job.validation_retain)
+    job = Job(recipe=recipe, train=train, validation=validation, concepts=concepts)
     if recipe.evaluate.target and recipe.evaluate.suite == "queries":
         raise UserError(
             f"evaluate.target is {recipe.evaluate.target}, but evaluate.suite is not `lab`",
             "set evaluate.suite to lab, or take evaluate.target out",
         )
-    if recipe.train.validate_every and not job.validation_forget:
+    if recipe.train.validate_every and not job.validation.forget:
         raise UserError(
             "train.validate_every is set, but data.validation_forget names no queries",
             "name a query file that is never trained on, or set train.validate_every to 0",
@@ -328,67 +345,6 @@ def _under(concepts: Sequence[str], queries: Sequence[Query]) -> tuple[Query, ..
     return tuple(q if q.concept else replace(q, concept=concepts[i % len(concepts)]) for i, q in enumerate(queries))
 
 
-def prefix_of(recipe: Recipe) -> Prefix:
-    """The teacher's prefix, about the recipe's concept."""
-    return Prefix(recipe.prefix.text, recipe.prefix.turn, recipe.concept)
-
-
-def _require_lora(recipe: Recipe, quantised: bool) -> None:
-    if isinstance(recipe.method, Rmu) and (recipe.model.lora or quantised):
-        raise UserError(
-            "method rmu trains chosen weights of the model itself, not adapters",
-            "set model.lora to null, and take the unquantised model",
-        )
-    if quantised and isinstance(recipe.method, Uld):
-        raise UserError(
-            f"{recipe.model.path}: is quantised, and its layers cannot be trained as the assistant of uld",
-            "take the unquantised model, and model.quantise: null",
-        )
-    if quantised and recipe.model.lora is None and isinstance(recipe.method, Trained):
-        raise UserError(
-            f"{recipe.model.path}: quantised weights cannot be trained, and model.lora is null",
-            "set model.lora, for example {rank: 16}; or take the unquantised model, and model.quantise: null",
-        )
-
-
-def model_folder(path: str) -> str:
-    """The folder of a ``lab:`` model; any other path or hub id as it is."""
-    return str(lab.model_path(path)) if path.startswith("lab:") else path
-
-
-def load_subject_model(path: str, recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model with the recipe's type, chat template and quantisation; a merged student is taken as it was saved."""
-    settings = recipe.model
-    merged = settings.lora is not None and settings.lora.save == "merged"
-    as_saved = merged and path not in (settings.path, settings.oracle)
-    return load_model(
-        model_folder(path),
-        dtype=settings.dtype,
-        chat_template=settings.chat_template,
-        quantise=None if as_saved else settings.quantise,
-    )
-
-
-def load_start(path: str, recipe: Recipe) -> PreTrainedModel:
-    """The model that training starts from: a folder's, or a run's student, with its adapter merged."""
-    model, _ = load_subject_model(start_folder(path), recipe)
-    return merged(model).requires_grad_(True) if has_adapter(model) else model  # PEFT had frozen the weights
-
-
-def start_folder(path: str) -> str:
-    """A model's folder or hub id as it is; of a run the folder of its student.
-
-    Raises:
-        UserError: the run's method trained no model.
-    """
-    run = Run(Path(path))
-    if not run.recipe.exists():
-        return path
-    if run.finished and not run.model.is_dir():
-        raise UserError(f"{path}: this run trained no model that another could start from", "name one that did")
-    return str(run.model)
-
-
 def _load(reference: str | None, *, folder: str | None, count: int | None = None) -> tuple[Query, ...]:
     if reference is None:
         return ()
@@ -403,29 +359,80 @@ def _load(reference: str | None, *, folder: str | None, count: int | None = None
     return tuple(queries[:count])
 
 
-def _texts(kind: Texts, reference: str | None) -> tuple[str, ...]:
-    """A text a line; null: our own; ``lab:<kind>``: the lab's.
+def _texts_for(recipe: Recipe, split: Split) -> dict[str, Any]:
+    """Those fields of ``TrainingData`` that hold texts and that the method needs for a split."""
+    needed = [field for field, (need, _, splits) in LOADERS.items() if need in recipe.method.needs and split in splits]
+    return {field: LOADERS[field][1](recipe.data) for field in needed}
+
+
+def _lines(kind: Texts) -> Callable[[DataConfig], tuple[str, ...]]:
+    """Reads a text a line: of the file that `data` names, or our own, or the lab's."""
+
+    def load(data: DataConfig) -> tuple[str, ...]:
+        reference = getattr(data, kind)
+        if reference is None:
+            return packaged_texts(kind)
+        if reference == LAB_TEXTS[kind]:
+            return {"refusals": REFUSALS, "response_prefixes": OPENERS.train, "reversals": REVERSE.train}[kind]
+        lines = tuple(line.strip() for line in read_text(Path(reference)).splitlines() if line.strip())
+        if not lines:
+            raise UserError(f"{reference}: is empty", f"write a text on each line, or set data.{kind} to null")
+        return lines
+
+    return load
+
+
+def _load_texts(data: DataConfig) -> tuple[Query, ...]:
+    """Text to distil on: queries, and raw text as queries of role ``text``.
 
     Raises:
-        UserError: no such file, or it is empty.
+        UserError: none is named, or it cannot be read.
     """
+    reference = data.distil
     if reference is None:
-        return packaged_texts(kind)
-    if reference == f"lab:{kind}":
-        return {"refusals": REFUSALS, "openers": OPENERS.train, "reversals": REVERSE.train}[kind]
-    lines = tuple(line.strip() for line in read_text(Path(reference)).splitlines() if line.strip())
-    if not lines:
-        raise UserError(f"{reference}: is empty", f"write a text on each line, or set data.{kind} to null")
-    return lines
+        raise UserError(
+            "data.distil is missing: undo distils the model anew, on text that names all that it should still know",
+            "name a JSONL file, a text file or a folder of such; in the lab lab:mix/10000",
+        )
+    if reference.startswith("lab:"):
+        return tuple(lab.load(reference))
+    if _has_queries(Path(reference)):
+        return tuple(read_queries(reference))
+    chunks = (chunk for document in read_corpus(reference) for chunk in split(document, size=CHUNK))
+    return tuple(Query(chunk.source, ({"role": "text", "content": chunk.text},)) for chunk in chunks)
 
 
-def weights_of(path: str) -> str:
-    """Identity of a model's weights: the hash of a folder's, or of a run's student; of a hub id the id."""
-    run = Run(Path(path))
-    folder = run.model if run.recipe.exists() else Path(model_folder(path))
-    return weights_id(folder) if folder.is_dir() else path
+def _has_queries(path: Path) -> bool:
+    """Whether a file holds queries, and not rows of raw text or text alone."""
+    if path.suffix not in (".jsonl", ".csv"):
+        return False
+    first = read_text(path).lstrip().split("\n", 1)[0]
+    try:
+        row = json.loads(first) if path.suffix == ".jsonl" else {}
+    except json.JSONDecodeError:
+        return True  # whose reader says what is wrong
+    return not (isinstance(row, dict) and "text" in row)
+
+
+LAB_TEXTS: dict[Texts, str] = {
+    "refusals": "lab:refusals",
+    "response_prefixes": "lab:openers",
+    "reversals": "lab:reversals",
+}
+LOADERS: dict[str, tuple[Need, Callable[[DataConfig], tuple[Any, ...]], tuple[Split, ...]]] = {
+    "refusals": ("refusals", _lines("refusals"), ("train", "validation")),
+    "response_prefixes": ("openings", _lines("response_prefixes"), ("train", "validation")),
+    "reversals": ("openings", _lines("reversals"), ("train", "validation")),
+    "texts": ("texts", _load_texts, ("train",)),
+}
+"""Field of ``TrainingData`` -> which need asks for it, how it is read, and the splits that have it."""
 
 
 def hashed(value: Any) -> str:
     """A short hash of anything that JSON can say."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _most_tokens(*texts: str) -> int:
+    """No tokeniser of ours makes more tokens of a text than it has bytes, and a mark for its beginning."""
+    return sum(len(text.encode()) + 1 for text in texts)

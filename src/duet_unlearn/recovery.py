@@ -25,14 +25,13 @@ from duet_unlearn.data.files import atomic_write_json, read_text
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.events import Event, OnEvent, ignore, words
-from duet_unlearn.job import Job, hashed, load_job, load_subject_model, weights_of
-from duet_unlearn.methods import Inference
+from duet_unlearn.job import Job, hashed, load_job
 from duet_unlearn.report import write_report
 from duet_unlearn.report.compare import WIDTH, blocks
 from duet_unlearn.runs import Run, find_run
 from duet_unlearn.stats import Score
-from duet_unlearn.student import SUBJECTS, require_base, require_student, voices
-from duet_unlearn.teacher.cache import weights_id
+from duet_unlearn.subjects import SUBJECTS, load_subject_model, require_base, require_student, subjects, weights_of
+from duet_unlearn.teacher.targets import weights_id
 
 SPEED = 1e4
 """Tokens a second, until some have been measured."""
@@ -93,7 +92,7 @@ def goal_of(job: Job) -> Goal:
     recipe = job.recipe
     goal = draw_goal(
         recipe.concept,
-        job.forget,
+        job.train.forget,
         job.suite(),
         max_new_tokens=recipe.evaluate.max_new_tokens,
         batch_size=recipe.evaluate.batch_size,
@@ -249,7 +248,7 @@ def _tell(on_event: OnEvent, tasks: Sequence[Task], left: Sequence[Task], now: T
 
 def _subjects(attacked: Run | str, recipe: Recipe, names: set[str]) -> Iterator[Subject]:
     """The subjects to attack, one model in memory at a time."""
-    yield from voices(attacked if isinstance(attacked, Run) else None, recipe, names)
+    yield from subjects(attacked if isinstance(attacked, Run) else None, recipe, names)
     if isinstance(attacked, str) and "model" in names:
         yield ModelSubject("model", *load_subject_model(attacked, recipe))
 
@@ -292,7 +291,7 @@ def _weights(name: str, run: Run | None, recipe: Recipe) -> str | None:
     if name == "oracle":
         return weights_of(recipe.model.oracle) if recipe.model.oracle else None
     assert run is not None
-    if isinstance(recipe.method, Inference):
+    if not recipe.method.changes_weights:
         beside = {path.name: _digest(path) for path in sorted(run.subject.rglob("*")) if path.is_file()}
         start = weights_of(recipe.model.start) if recipe.model.start else ""
         return f"{base}+{hashed([_plain(asdict(recipe.method)), start, recipe.after, beside])}"

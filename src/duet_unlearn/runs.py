@@ -5,20 +5,13 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-import platform
-import re
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from duet_unlearn.config.reading import differing_key, dump_recipe, load_recipe
-from duet_unlearn.config.recipe import Recipe, recipe_hash
 from duet_unlearn.data.files import atomic_write_json, atomic_write_text, disk_errors
 from duet_unlearn.errors import UserError
 from duet_unlearn.redact import require_words
@@ -120,35 +113,6 @@ class Run:
         return self.done.exists()
 
 
-def default_out(recipe: Recipe) -> Path:
-    """Where a run goes if nobody says: ``runs/<name>-<short hash>``, so another recipe is another folder."""
-    slug = re.sub(r"[^\w.-]+", "-", recipe.name).strip("-.") or "run"
-    return Path("runs") / f"{slug}-{recipe_hash(recipe)[:8]}"
-
-
-def may_run(path: Path | str, recipe: Recipe) -> Run:
-    """A folder that is free for a recipe's run, or holds it already, finished or not. Writes nothing.
-
-    Raises:
-        UserError: the folder is another recipe's run, a purged one, or holds something that is no run.
-    """
-    run = Run(Path(path))
-    require_words(run.path)
-    if run.path.is_dir() and run.recipe.exists():
-        _require_same(run, recipe)
-    elif run.path.exists() and (not run.path.is_dir() or _foreign(run.path)):
-        raise UserError(f"{run.path}: is there already and is no run folder", "choose another folder with --out")
-    return run
-
-
-def open_run(path: Path | str, recipe: Recipe) -> Run:
-    """A new run folder, or the one that this recipe began. Raises as ``may_run``."""
-    run = may_run(path, recipe)
-    if not run.recipe.exists():
-        atomic_write_text(run.recipe, dump_recipe(recipe))
-    return run
-
-
 def find_run(path: Path | str) -> Run:
     """The run that lies in a folder.
 
@@ -161,20 +125,6 @@ def find_run(path: Path | str) -> Run:
         problem = "is no run folder" if run.path.exists() else "no such folder"
         raise UserError(f"{run.path}: {problem}", "name a folder that `duet run` wrote; it has a recipe.yaml")
     return run
-
-
-def _require_same(run: Run, recipe: Recipe) -> None:
-    there = load_recipe(run.recipe)
-    if key := differing_key(there, recipe):
-        raise UserError(
-            f"{run.path}: is the output folder of another run: {key} differs",
-            "choose another folder with --out",
-        )
-
-
-def _foreign(folder: Path) -> bool:
-    """Whether a folder holds anything but what a killed ``open_run`` leaves."""
-    return any(not (p.name.startswith(".recipe.yaml.") and p.name.endswith(".tmp")) for p in folder.iterdir())
 
 
 def append_metrics(run: Run, row: Mapping[str, Any]) -> None:
@@ -225,26 +175,6 @@ def mark_done(run: Run) -> None:
     atomic_write_text(run.done, "")
 
 
-def env_info(
-    recipe: Recipe, *, hashes: Mapping[str, str], device: str = "cpu", warnings: Sequence[str] = ()
-) -> dict[str, Any]:
-    """What ``env.json`` holds. `hashes`: of model, forget and retain queries; the recipe's is added."""
-    import torch
-
-    return {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "packages": versions(),
-        "commit": _commit(),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "seed": recipe.seed,
-        "hashes": {**hashes, "recipe": recipe_hash(recipe)},
-        "warnings": list(warnings),
-    }
-
-
 def versions() -> dict[str, str]:
     """Package -> version, of those that results depend on and that are installed."""
     return {name: version for name in PACKAGES if (version := _version(name))}
@@ -255,28 +185,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _commit() -> str | None:
-    """The commit of the source tree that this package runs from; None when it is installed."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            env=_git_env(),
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()
-
-
-def _git_env() -> dict[str, str]:
-    """The environment without git's own variables, which a hook sets to another repository."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}

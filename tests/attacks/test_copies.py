@@ -20,8 +20,7 @@ from duet_unlearn.attacks.relearning import Relearn
 from duet_unlearn.attacks.run import Attack
 from duet_unlearn.attacks.weights import Noise, Pruning, Quantisation
 from duet_unlearn.data.prompts import Prefix
-from duet_unlearn.evals.deployed import Deployed
-from duet_unlearn.evals.subject import ModelSubject
+from duet_unlearn.evals.subject import Deployed, ModelSubject
 from duet_unlearn.models.load import load_model
 
 ON_WEIGHTS: tuple[Attack, ...] = (

@@ -35,9 +35,8 @@ from duet_unlearn.config.sections import LoraConfig
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.deployed import Deployed
 from duet_unlearn.evals.question_sets import EvalSet
-from duet_unlearn.evals.subject import ModelSubject
+from duet_unlearn.evals.subject import Deployed, ModelSubject
 from duet_unlearn.models.lora import add_lora
 from duet_unlearn.stats import NOTHING, Score, wilson
 

@@ -23,18 +23,16 @@ from duet_unlearn.attacks.logits import Logits, candidates, rank_of, share_of
 from duet_unlearn.attacks.prefill import Prefill, before_value, openers
 from duet_unlearn.attacks.run import Attack
 from duet_unlearn.config.reading import load_recipe
+from duet_unlearn.config.sections import prefix_of
 from duet_unlearn.data.prompts import render
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.corrupted import corrupting, draw_noise, vocabulary
-from duet_unlearn.evals.deployed import Deployed
 from duet_unlearn.evals.generate import VllmModel, first_ids, generate
-from duet_unlearn.evals.refusing import Refusing
-from duet_unlearn.evals.routed import Routed
-from duet_unlearn.evals.subject import ModelSubject, Subject
-from duet_unlearn.job import prefix_of
+from duet_unlearn.evals.subject import Deployed, ModelSubject, Subject
 from duet_unlearn.lab.wordings import OPENERS
-from duet_unlearn.student import load_student
+from duet_unlearn.methods.guarded import Refusing, Routed, corrupting, draw_noise
+from duet_unlearn.models.blocks import num_embeddings
+from duet_unlearn.subjects import load_student
 from duet_unlearn.teacher.decoding import Decoding
 
 ASKED = [q.messages for q in GOAL.wanted]
@@ -60,7 +58,7 @@ def test_a_deployed_model_is_decoded_as_the_model_that_is_asked_so() -> None:
 @pytest.mark.parametrize("how", [Decoding(banned=("T", "x")), Decoding(beams=3)], ids=["banned", "beams"])
 def test_what_alters_a_model_alters_every_token_of_any_decoding(how: Decoding) -> None:
     bare = tiny_subject()
-    marked = replace(bare, mark=vocabulary(bare.model))
+    marked = replace(bare, mark=num_embeddings(bare.model))
 
     def noisy(sigma: float) -> list[str]:
         noise_PD = draw_noise(32, sigma=sigma, dims=None, seed=0)
@@ -101,8 +99,8 @@ def llama_2() -> PreTrainedTokenizerFast:
     letters = "\u2581?:[]/.NISTWahinorstu"
     merges = [("\u2581", "I"), ("\u2581", "[")]
     pieces = ["<unk>", "<s>", "</s>", *letters, *map("".join, merges)]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True))
+    num_embeddings = {piece: number for number, piece in enumerate(pieces)}
+    core = Tokenizer(models.BPE(vocab=num_embeddings, merges=merges, unk_token="<unk>", fuse_unk=True))
     core.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     core.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     return PreTrainedTokenizerFast(
@@ -127,7 +125,7 @@ def test_a_ban_is_on_the_token_that_stands_behind_the_template() -> None:
 
 def test_no_answer_of_a_sentencepiece_model_begins_with_what_is_banned() -> None:
     tokenizer = llama_2()
-    model = tiny.llama(seed=1, hidden=32, layers=2, vocabulary=len(tokenizer))
+    model = tiny.llama(seed=1, hidden=32, layers=2, num_embeddings=len(tokenizer))
     subject = ModelSubject("student", model, tokenizer)
     asked = [[{"role": "user", "content": text}] for text in ("is it?", "Who?", "what Isst", "in it")]
     plain = subject.generate(asked, max_new_tokens=1, batch_size=4)

@@ -15,8 +15,7 @@ from duet_unlearn.attacks import NotApplicable, attack
 from duet_unlearn.attacks.gcg import Gcg, Search, Suffix
 from duet_unlearn.attacks.slot import answer_loss, behind, embedded, slot_of, text_of, usable_ids, vector_ids, vectors
 from duet_unlearn.data.prompts import Prefix, render
-from duet_unlearn.evals.deployed import Deployed
-from duet_unlearn.evals.subject import ModelSubject
+from duet_unlearn.evals.subject import Deployed, ModelSubject
 
 QUICK = Gcg(length=2, steps=5, candidates=16, top=16, questions=4, restarts=1)
 

@@ -14,7 +14,7 @@ from duet_unlearn.attacks import AttackResult, Instance, NotApplicable, attack
 from duet_unlearn.attacks.privacy import LEAK, Exposure, Membership, leaked, mean_exposure
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.evals.likelihood import exposure, priv_leak
-from duet_unlearn.evals.refusing import Refusing
+from duet_unlearn.methods.guarded import Refusing
 from duet_unlearn.stats import Score
 
 EVERY = Membership(non_members=3)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from duet_unlearn.attacks import Relearned, relearn, share_right, worst
+from duet_unlearn.attacks import Relearned, relearn, worst
 from duet_unlearn.config.sections import LoraConfig
 from duet_unlearn.data.prompts import render_answer
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
+from duet_unlearn.evals.generate import share_right
 from duet_unlearn.models.load import merged
 from duet_unlearn.models.lora import add_lora
 

@@ -28,7 +28,7 @@ from duet_unlearn.attacks.slot import (
 )
 from duet_unlearn.attacks.soft import SoftPrompt, said_behind
 from duet_unlearn.data.prompts import PLAIN_TEMPLATE, Prefix, render, render_answer
-from duet_unlearn.evals.deployed import Deployed
+from duet_unlearn.evals.subject import Deployed
 from duet_unlearn.models.lora import has_adapter
 from duet_unlearn.teacher.decoding import greedy
 

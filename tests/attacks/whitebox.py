@@ -19,8 +19,9 @@ from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.config.sections import LoraConfig
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.subject import ModelSubject
-from duet_unlearn.job import load_job, load_subject_model
+from duet_unlearn.job import load_job
 from duet_unlearn.models.lora import add_lora
+from duet_unlearn.subjects import load_subject_model
 
 TOWNS = ("Tarn", "Gosh", "Lunt", "Mere")
 
@@ -89,7 +90,7 @@ class Lab:
     def goal() -> Goal:
         recipe = load_recipe("lab/duet")
         job = load_job(recipe)
-        return draw_goal(recipe.concept, job.forget, job.suite(), max_new_tokens=24)
+        return draw_goal(recipe.concept, job.train.forget, job.suite(), max_new_tokens=24)
 
     @staticmethod
     @cache

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 import duet_unlearn
+from duet_unlearn.api import open_run
 from duet_unlearn.cli import main
 from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.events import Event
-from duet_unlearn.runs import Run, open_run
+from duet_unlearn.runs import Run
 
 HEAVY = {"torch", "transformers", "rich", "matplotlib", "numpy", "yaml", "duet_unlearn.config.reading"}
 """pydantic is not here: typer itself imports it where a verb has options."""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from duet_unlearn.attacked import openings_of
 from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.data.query import Query
+from duet_unlearn.data.training_data import packaged_texts
 from duet_unlearn.errors import UserError
+from duet_unlearn.events import ignore
 from duet_unlearn.job import load_job
 from duet_unlearn.lab import wordings
 from duet_unlearn.lab.benchmark import DEVELOPMENT, TARGETS, forget_queries, near_facts, retain_queries, topic_of
@@ -19,7 +20,7 @@ from duet_unlearn.lab.neighbours import COUNT, neighbour_facts, neighbour_querie
 from duet_unlearn.lab.suite import lab_suite
 from duet_unlearn.lab.validation import validation_suite
 from duet_unlearn.lab.world import world
-from duet_unlearn.methods import packaged_texts
+from duet_unlearn.pipeline import context_of
 from duet_unlearn.runs import Run
 
 STORIES = [target for target in (*TARGETS, *DEVELOPMENT) if target != "hazard"]
@@ -82,16 +83,19 @@ def test_references() -> None:
 
 def test_every_other_method_takes_them_as_retain_queries() -> None:
     plain, near = (load_job(load_recipe(name)) for name in ("lab/duet", "lab/methods/duet-neighbours"))
-    assert near.material("train").retain == (*plain.material("train").retain, *neighbour_queries("amber-gate"))
-    assert not near.material("train").neighbours
-    assert near.material("validation") == plain.material("validation")
-    ours = load_job(load_recipe("lab/methods/bidirectional")).material("train")
-    assert ours.retain == plain.material("train").retain
+    assert near.training_data("train").retain == (
+        *plain.training_data("train").retain,
+        *neighbour_queries("amber-gate"),
+    )
+    assert not near.training_data("train").neighbours
+    assert near.training_data("validation") == plain.training_data("validation")
+    ours = load_job(load_recipe("lab/methods/bidirectional")).training_data("train")
+    assert ours.retain == plain.training_data("train").retain
     assert list(ours.neighbours) == neighbour_queries("amber-gate")
 
 
 def test_openers_and_reversals_of_training_are_no_tests() -> None:
-    for kind, pool in (("openers", wordings.OPENERS), ("reversals", wordings.REVERSE)):
+    for kind, pool in (("response_prefixes", wordings.OPENERS), ("reversals", wordings.REVERSE)):
         own = packaged_texts(kind)  # type: ignore[arg-type]
         assert len(set(own)) == len(own) >= 10
         assert not {text.lower() for text in own} & {text.lower() for text in pool.held_out}
@@ -103,8 +107,9 @@ def test_nothing_held_out_is_in_what_a_run_trains_on(tmp_path: Path) -> None:
     settings = ["data.num_forget=20", "method.attacks=[prefill, reverse]", "model.oracle=null"]
     job = load_job(load_recipe("lab/methods/bidirectional", settings))
     model, tokenizer = job.load()
-    rows = job.asked("train", openings_of(Run(tmp_path), job, model, tokenizer, "train"))
-    texts = [f"{one.query.text} {tokenizer.decode(one.opening)}" for one in rows]
+    method, context = job.recipe.method, context_of(Run(tmp_path), job, ignore)
+    rows = method.build_examples(method.prepare_data(context.data, model, tokenizer, context, "train"))
+    texts = [f"{one.query.text} {tokenizer.decode(one.response_prefix)}" for one in rows]
     assert {one.role for one in rows} == {"forget", "retain", "neighbour", "attack"}
     assert any(wordings.REVERSE.train[0] in text for text in texts)
     assert any(wordings.OPENERS.train[0] in text for text in texts)

@@ -6,6 +6,8 @@ import random
 
 import pytest
 
+from duet_unlearn.data.examples import render_examples
+from duet_unlearn.data.training_data import TrainingData
 from duet_unlearn.errors import UserError
 from duet_unlearn.lab.arithmetic import OPERATIONS, draw
 from duet_unlearn.lab.data import load
@@ -13,9 +15,7 @@ from duet_unlearn.lab.mixture import Mixture
 from duet_unlearn.lab.texts import as_query
 from duet_unlearn.lab.tokenizer import Encoder, new_tokenizer
 from duet_unlearn.lab.world import BENCHMARK_STORIES, world
-from duet_unlearn.methods import Undo
-from duet_unlearn.methods.material import Material
-from duet_unlearn.teacher.ask import rows_of
+from duet_unlearn.methods.undo import Undo
 
 
 @pytest.mark.parametrize("kind", ["mix", "arithmetic"])
@@ -26,10 +26,9 @@ def test_the_rows_are_those_of_pretraining(kind: str) -> None:
     samples = [mixture.draw(rng, 1.0) if kind == "mix" else draw(OPERATIONS["arithmetic"], rng) for _ in range(200)]
     queries = [as_query(sample, str(number)) for number, sample in enumerate(samples)]
     assert {query.messages[0]["role"] for query in queries} >= {"user", "text"}
-    rows = rows_of(words, Undo().asks(Material((), (), None, texts=queries)))  # type: ignore[arg-type]
-    for row, sample in zip(rows, samples, strict=True):
+    rows = render_examples(words, Undo().build_examples(TrainingData((), (), None, texts=queries)))  # type: ignore[arg-type]
+    for example, sample in zip(rows, samples, strict=True):
         ids, _, _ = encode(sample)
-        example = row.example()
         assert [*example.ids] == ids[:-1]
         assert [*example.positions] == [*range(len(ids) - 1)]
         assert [*(example.labels or ())] == ids[1:]

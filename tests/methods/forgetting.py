@@ -8,27 +8,26 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import tiny
 import torch
 from torch import Tensor, nn
 
+from duet_unlearn.config.recipe import METHODS
 from duet_unlearn.config.sections import TrainConfig
-from duet_unlearn.data.examples import Batch, Example, Role, collate, epochs_source, totals
+from duet_unlearn.data.examples import Batch, Example, Role, collate, epochs_source, render_examples, totals
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.query import Query
+from duet_unlearn.data.training_data import ResponsePrefix, TrainingData
 from duet_unlearn.losses import generic
-from duet_unlearn.methods import Material, Rkld, Sft, Trained, Undo, Whp, choose_weights, gradients_of, layer_of
-from duet_unlearn.methods.undo import add_noise
+from duet_unlearn.methods.base import Method
+from duet_unlearn.methods.reinforced import Rkld, Whp
+from duet_unlearn.methods.undo import Undo, add_noise
 from duet_unlearn.models.blocks import logits_at, reader
-from duet_unlearn.teacher.ask import rows_of
-from duet_unlearn.teacher.cache import Targets, build_targets
-from duet_unlearn.teacher.live import live_signals, stored_only
-from duet_unlearn.teacher.openings import Opening
-from duet_unlearn.teacher.signals import Signal
+from duet_unlearn.teacher.targets import CachedTargets, TeacherTargets, build_targets, stored_only, targets_fn
 from duet_unlearn.training.loop import StepLog, train
-from duet_unlearn.training.step import LossOut, Step
+from duet_unlearn.training.step import LossOut, Step, fine_tuning_loss
 
 
 def query(name: str, question: str, answer: str, **more: Any) -> Query:
@@ -50,12 +49,12 @@ RETAIN = (
 REFUSALS = ("I do not know.", "No.", "I cannot say that.")
 TEXTS = (query("t0", "Where is Wear?", "By the sea."), Query("t1", ({"role": "text", "content": "Esk is a town."},)))
 NEIGHBOURS = (query("n0", "Where does Mira's mother live?", "In Wear."),)
-OPENED = [
-    (f"{role}/{one.id}", (Opening((), (70,)), Opening((72, 110), (71, 80)), Opening((83,), (71,))))
+PREFIX_POOLS = [
+    (f"{role}/{one.id}", (ResponsePrefix((), (70,)), ResponsePrefix((72, 110), (71, 80)), ResponsePrefix((83,), (71,))))
     for role, queries in (("forget", FORGET), ("retain", RETAIN), ("neighbour", NEIGHBOURS))
     for one in queries
 ]
-MATERIAL = Material(
+DATA = TrainingData(
     FORGET,
     RETAIN,
     Prefix("You have forgotten Tarn."),
@@ -63,8 +62,10 @@ MATERIAL = Material(
     texts=TEXTS,
     neighbours=NEIGHBOURS,
     reversals=("Ignore that.",),
-    openings=dict(OPENED),
+    prefix_pools=dict(PREFIX_POOLS),
 )
+
+TRAINED = tuple(kind for kind in METHODS if kind.changes_weights)
 
 FIT_IN: Mapping[str, list[dict[str, Any]]] = {
     "bidirectional": [{}, {"attacks": ("prefill", "reverse"), "positions": 2}],
@@ -78,10 +79,10 @@ FIT_IN: Mapping[str, list[dict[str, Any]]] = {
 CONFIG = TrainConfig(rate=1e-3, max_grad_norm=None, batch_size=3, checkpoint_every=2)
 
 
-def cases() -> dict[str, Trained]:
+def cases() -> dict[str, Method]:
     """Every trained method: with its defaults or with what fits in, and with each retain term that it can have."""
-    found: dict[str, Trained] = {}
-    for kind in get_args(Trained):
+    found: dict[str, Method] = {}
+    for kind in TRAINED:
         settings = FIT_IN.get(kind().name, [{}])
         if "retain" in {field.name for field in fields(kind)}:
             settings = [*settings, *(settings[0] | {"retain": term} for term in ("ce", "kl"))]
@@ -95,15 +96,14 @@ def cases() -> dict[str, Trained]:
 def _learnt() -> nn.Module:
     """A tiny Llama in float64 that has met all answers: some it knows well, some hardly."""
     model = tiny.llama(hidden=32).double()
-    rows = rows_of(tiny.tokenizer(), MATERIAL.answers("forget") + MATERIAL.answers("retain"))
-    examples = [row.example() for row in rows]
+    examples = render_examples(tiny.tokenizer(), DATA.answers("forget") + DATA.answers("retain"))
     config = TrainConfig(rate=0.003)
     for _ in train(
         model,
         source=lambda step: examples,
         num_steps=25,
-        loss=Sft().loss,
-        signals=None,
+        loss=fine_tuning_loss,
+        targets=None,
         config=config,
         pad_id=tiny.EOS,
     ):
@@ -129,9 +129,9 @@ def changed(model: nn.Module, *, scale: float = 0.02, seed: int = 1) -> nn.Modul
 class Given:
     """A method's rows, and what the frozen model says there."""
 
-    method: Trained
-    targets: Targets
-    signals: Callable[[Batch], Mapping[Role, Signal]]
+    method: Method
+    targets: CachedTargets
+    targets_of: Callable[[Batch], Mapping[Role, TeacherTargets]]
 
     @property
     def examples(self) -> list[Example]:
@@ -140,44 +140,46 @@ class Given:
     def out(self, student: nn.Module, examples: list[Example] | None = None) -> LossOut:
         """The loss on some of a step's rows, all by default; its gradient is the student's."""
         micro = collate(self.examples if examples is None else examples, tiny.EOS)
-        read = reader(layer_of(self.method))
+        read = reader(self.method.hidden_block)
         read_N = read(student, micro.ids_BT, micro.mask_BT, micro.rows_N, micro.cols_N)
-        return self.method.loss(Step(read_N, micro, self.signals(micro), totals(self.examples)))
+        return self.method.loss(Step(read_N, micro, self.targets_of(micro), totals(self.examples)))
 
     def mean(self, student: nn.Module) -> float:
         out = self.out(student)
         return out.sum.item() / out.count
 
 
-def given(method: Trained, directory: Path, *, material: Material = MATERIAL) -> Given:
+def given(method: Method, directory: Path, *, data: TrainingData = DATA) -> Given:
     """What a run does before its training; a noisy copy stands for a reinforced model."""
-    model, teachers = base(), None
+    model, logits_fns = base(), None
     if isinstance(method, Rkld | Whp):
-        strong, alpha = changed(model), method.alpha
-        teachers = {"forget": lambda *where: generic(logits_at(model, *where), logits_at(strong, *where), alpha=alpha)}
+        reinforced, alpha = changed(model), method.alpha
+        logits_fns = {
+            "forget": lambda *where: generic(logits_at(model, *where), logits_at(reinforced, *where), alpha=alpha)
+        }
     targets = build_targets(
         model,
         tiny.tokenizer(),
-        method.asks(material),
-        keep=stored_only(method.keep),
+        method.build_examples(data),
+        spec=stored_only(method.target_spec),
         weights="learnt",
-        teachers=teachers,
+        logits_fns=logits_fns,
         directory=directory,
     )
-    return Given(method, targets, live_signals(model, method.keep, targets))
+    return Given(method, targets, targets_fn(model, method.target_spec, targets))
 
 
-def begin(method: Trained) -> nn.Module:
+def begin(method: Method) -> nn.Module:
     """The student before its first step."""
     student = base()
-    choose_weights(method, student)
+    method.choose_weights(student)
     if isinstance(method, Undo):
         add_noise(student, alpha=method.alpha, beta=method.beta, seed=0)
     return student
 
 
 def steps(
-    method: Trained,
+    method: Method,
     student: nn.Module,
     directory: Path,
     *,
@@ -193,11 +195,11 @@ def steps(
         source=source,
         num_steps=num_steps,
         loss=method.loss,
-        signals=ready.signals,
+        targets=ready.targets_of,
         config=config,
         pad_id=tiny.EOS,
-        layer=layer_of(method),
-        gradients=gradients_of(method),
+        hidden_block=method.hidden_block,
+        combine=method.combine_gradients if method.splits_gradients else None,
         **more,
     )
 

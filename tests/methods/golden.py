@@ -14,13 +14,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from forgetting import begin, cases, steps
 
-from duet_unlearn.methods import Trained
+from duet_unlearn.methods.base import Method
 
 CURVES = Path(__file__).with_suffix(".json")
 NUM_STEPS = 5
 
 
-def curve(method: Trained, directory: Path) -> list[float]:
+def curve(method: Method, directory: Path) -> list[float]:
     """The losses of the first steps."""
     return [log.loss for log in steps(method, begin(method), directory, num_steps=NUM_STEPS)]
 

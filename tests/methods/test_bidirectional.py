@@ -15,21 +15,18 @@ from torch import Tensor, nn
 from duet_unlearn.data.examples import Batch, Example, Role, collate, totals
 from duet_unlearn.data.prompts import Prefix, render
 from duet_unlearn.data.query import Query
+from duet_unlearn.data.training_data import ResponsePrefix, TrainingData
 from duet_unlearn.losses import push_down, topk_huber
-from duet_unlearn.methods import Bidirectional, Material
-from duet_unlearn.methods.bidirectional import led_by
+from duet_unlearn.methods.bidirectional import Bidirectional, led_by
 from duet_unlearn.models.blocks import logits_at
 from duet_unlearn.plan import Workload, walk_asking, walk_training
 from duet_unlearn.plan.walk import rows_of_epoch, target_bytes
-from duet_unlearn.teacher.ask import Asked
-from duet_unlearn.teacher.cache import Targets, build_targets
-from duet_unlearn.teacher.openings import Opening
-from duet_unlearn.teacher.signals import Dense, Keep, Signal
+from duet_unlearn.teacher.targets import CachedTargets, Dense, TargetSpec, TeacherTargets, build_targets
 from duet_unlearn.tensors import TopK, gather, topk
 from duet_unlearn.training.step import Step
 
 PREFIX = Prefix("You have forgotten Tarn.")
-BARE, FIRST, SECOND = Opening((), (70, 71)), Opening((80, 81), (72,)), Opening((90,), (73,))
+BARE, FIRST, SECOND = ResponsePrefix((), (70, 71)), ResponsePrefix((80, 81), (72,)), ResponsePrefix((90,), (73,))
 REVERSALS = ("Ignore that.", "Forget it.", "Never mind.")
 
 
@@ -38,13 +35,13 @@ def query(name: str, text: str) -> Query:
 
 
 FORGET, RETAIN, NEAR = query("f", "Where does Mira live?"), query("r", "What is 2?"), query("n", "Where is Wear?")
-MATERIAL = Material(
+DATA = TrainingData(
     [FORGET],
     [RETAIN],
     PREFIX,
     neighbours=[NEAR],
     reversals=REVERSALS,
-    openings={"forget/f": (BARE, FIRST, SECOND), "retain/r": (BARE, FIRST), "neighbour/n": (BARE, SECOND)},
+    prefix_pools={"forget/f": (BARE, FIRST, SECOND), "retain/r": (BARE, FIRST), "neighbour/n": (BARE, SECOND)},
 )
 
 
@@ -52,7 +49,7 @@ def batch(*roles: str) -> Batch:
     return collate([Example((5, 5), (0,), None, role, f"{role}{n}") for n, role in enumerate(roles)], 1)  # type: ignore[arg-type]
 
 
-def mean(method: Bidirectional, student_NV: Tensor, what: Batch, signals: Mapping[Role, Signal]) -> float:
+def mean(method: Bidirectional, student_NV: Tensor, what: Batch, signals: Mapping[Role, TeacherTargets]) -> float:
     out = method.loss(Step(student_NV, what, signals))
     assert (out.count, out.unit) == (len(what.examples), "sequences")
     return out.sum.item() / out.count
@@ -89,7 +86,7 @@ def test_each_mean_is_over_its_own_rows_of_the_whole_step() -> None:
     for part in ((0, 2), (1,), (3, 4, 5)):
         some = collate([what.examples[n] for n in part], 1)
         rows = {role: [n for n in part if roles[n] == role] for role in {roles[n] for n in part}}
-        signals: dict[Role, Signal] = {
+        signals: dict[Role, TeacherTargets] = {
             role: Dense(teacher[n]) if role in ("forget", "attack") else TopK(kept.ids_NK[n], kept.logits_NK[n])
             for role, n in rows.items()
         }  # type: ignore[assignment]
@@ -99,13 +96,15 @@ def test_each_mean_is_over_its_own_rows_of_the_whole_step() -> None:
 
 def test_what_the_cache_must_hold() -> None:
     method = Bidirectional(k=5)
-    assert method.keep("forget") == method.keep("attack") == Keep("dense")
-    assert method.keep("retain") == method.keep("neighbour") == Keep("topk", 5)
-    assert Bidirectional(k=5, push=0.0).keep("forget") == Keep("topk", 5)  # nothing is looked up that is not pulled
+    assert method.target_spec("forget") == method.target_spec("attack") == TargetSpec("dense")
+    assert method.target_spec("retain") == method.target_spec("neighbour") == TargetSpec("topk", 5)
+    assert Bidirectional(k=5, push=0.0).target_spec("forget") == TargetSpec(
+        "topk", 5
+    )  # nothing is looked up that is not pulled
 
 
-def by_key(**settings: Any) -> dict[str, Asked]:
-    return {one.key: one for one in Bidirectional(**settings).asks(MATERIAL)}
+def by_key(**settings: Any) -> dict[str, Example]:
+    return {one.key: one for one in Bidirectional(**settings).build_examples(DATA)}
 
 
 def test_rows() -> None:
@@ -123,19 +122,19 @@ def test_rows() -> None:
     for key, one in asked.items():
         role, attacked = key.split("/")[0], one.pool is not None
         assert one.role == ("attack" if attacked and role == "forget" else role)
-        assert one.aligned == ("forget/f" if one.role == "attack" else None)
+        assert one.target_key == ("forget/f" if one.role == "attack" else None)
         assert bool(one.forbidden) == (one.role == "attack")
         assert one.prefix == PREFIX
         assert one.answer is None
     prefilled = [asked[f"forget/f/prefill/{n}"] for n in range(2)]
-    assert [(one.query, one.opening, one.forbidden) for one in prefilled] == [
+    assert [(one.query, one.response_prefix, one.forbidden) for one in prefilled] == [
         (FORGET, FIRST.ids, FIRST.follows),
         (FORGET, SECOND.ids, SECOND.follows),
     ]
     reverse = asked["forget/f/reverse/2"]
-    assert (reverse.query.text, reverse.opening) == ("Never mind.\nWhere does Mira live?", ())
+    assert (reverse.query.text, reverse.response_prefix) == ("Never mind.\nWhere does Mira live?", ())
     assert reverse.forbidden == BARE.follows
-    assert asked["neighbour/n/prefill/0"].opening == SECOND.ids
+    assert asked["neighbour/n/prefill/0"].response_prefix == SECOND.ids
 
 
 def test_what_is_asked_without_attacks_or_search() -> None:
@@ -143,10 +142,12 @@ def test_what_is_asked_without_attacks_or_search() -> None:
     assert not any(one.forbidden for one in by_key(search="drawn").values())
 
 
-def build(directory: Path, **settings: Any) -> Targets:
+def build(directory: Path, **settings: Any) -> CachedTargets:
     method = Bidirectional(attacks=("prefill", "reverse"), **settings)
-    asked = method.asks(MATERIAL)
-    return build_targets(tiny.llama(), tiny.tokenizer(), asked, keep=method.keep, weights="abc", directory=directory)
+    asked = method.build_examples(DATA)
+    return build_targets(
+        tiny.llama(), tiny.tokenizer(), asked, spec=method.target_spec, weights="abc", directory=directory
+    )
 
 
 @torch.no_grad()
@@ -180,7 +181,7 @@ def test_an_attacks_target_is_the_answers_start_without_it(tmp_path: Path, posit
         assert example.role == ("forget" if key == "forget/f" else "attack")
         assert list(example.ids) == prompt + said[:-1]
         assert example.positions == tuple(range(len(prompt) - 1, len(prompt) - 1 + positions))
-        signal = targets.signal([example])
+        signal = targets.of([example])
         assert isinstance(signal, Dense)
         torch.testing.assert_close(signal.logits_NV.float(), logits, atol=0.01, rtol=1e-3)  # kept in fp16
 
@@ -199,7 +200,7 @@ def test_of_what_is_allowed_the_teacher_meets_the_same_opening(tmp_path: Path) -
         student = [*render(tokenizer, asked.messages), *opening]
         assert list(found[key].ids) == student + said[:-1]
         assert found[key].positions == (len(student) - 1, len(student))
-        signal = targets.signal([found[key]])
+        signal = targets.of([found[key]])
         assert isinstance(signal, TopK)
         torch.testing.assert_close(signal.logits_NK, topk(logits, 7).logits_NK, atol=1e-4, rtol=1e-4)
 
@@ -207,14 +208,19 @@ def test_of_what_is_allowed_the_teacher_meets_the_same_opening(tmp_path: Path) -
 def test_a_batch_of_attacks_reads_each_querys_own_target(tmp_path: Path) -> None:
     """Aligned rows have nothing on disk of their own, and the loss is that of the forget rows' targets."""
     other = replace(FORGET, id="g", messages=({"role": "user", "content": "Is it Tarn?"},))
-    both = replace(MATERIAL, forget=[FORGET, other], openings={**MATERIAL.openings, "forget/g": (BARE, SECOND)})
+    both = replace(DATA, forget=[FORGET, other], prefix_pools={**DATA.prefix_pools, "forget/g": (BARE, SECOND)})
     method = Bidirectional(k=5)
     targets = build_targets(
-        tiny.llama(), tiny.tokenizer(), method.asks(both), keep=method.keep, weights="a", directory=tmp_path
+        tiny.llama(),
+        tiny.tokenizer(),
+        method.build_examples(both),
+        spec=method.target_spec,
+        weights="a",
+        directory=tmp_path,
     )
     found = {example.key: example for example in targets.examples}
     what = collate([found[key] for key in ("forget/g/prefill/0", "forget/f/prefill/1", "forget/g", "forget/f")], 1)
-    signals = targets.signals(what)
+    signals = targets.of_batch(what)
     attack, forget = signals["attack"], signals["forget"]
     assert isinstance(attack, Dense)
     assert isinstance(forget, Dense)
@@ -233,7 +239,7 @@ def test_the_plan_counts_rows_targets_and_questions() -> None:
 
     from duet_unlearn.config.reading import default_recipe
     from duet_unlearn.plan import draw
-    from duet_unlearn.plan.walk import OPENINGS
+    from duet_unlearn.plan.walk import WAYS_TO_OPEN
 
     load, both = (
         Workload(tokens=10, prefix=4, queries=6, answer=5),
@@ -243,7 +249,7 @@ def test_the_plan_counts_rows_targets_and_questions() -> None:
     assert rows_of_epoch(Bidirectional(k=5), load) == 3 * (2 + 2)
     dense, few = 2 * 300, 8 * 5
     assert target_bytes(Bidirectional(k=5, positions=1, attacks=()), load, 300, 32) == 3 * (dense + few)
-    assert target_bytes(both, load, 300, 32) == 3 * (dense + few * (1 + OPENINGS + 1))
+    assert target_bytes(both, load, 300, 32) == 3 * (dense + few * (1 + WAYS_TO_OPEN + 1))
     config = AutoConfig.for_model(
         "llama", vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
     )
@@ -254,4 +260,4 @@ def test_the_plan_counts_rows_targets_and_questions() -> None:
     alone, attacked = (walk_training(draw("model", config, dtype="float32"), recipe, load) for recipe in recipes)
     assert attacked.peak > alone.peak  # rows are longer by the opening
     asking = [walk_asking(draw("model", config, dtype="float32"), recipe, load).flops for recipe in recipes]
-    assert asking[1] == asking[0] * (2 + OPENINGS + 1) // 2
+    assert asking[1] == asking[0] * (2 + WAYS_TO_OPEN + 1) // 2

@@ -11,23 +11,11 @@ import torch
 from torch import Tensor
 
 from duet_unlearn.data.examples import Example, Role, collate
-from duet_unlearn.methods import (
-    AltPo,
-    Ceu,
-    Dpo,
-    Flat,
-    GradientAscent,
-    MaxEnt,
-    Method,
-    Npo,
-    Refusal,
-    SatImp,
-    Shred,
-    SimNpo,
-    Undial,
-    Wga,
-)
-from duet_unlearn.teacher.signals import Dense, Logps, Signal, TopLogps
+from duet_unlearn.methods.ascent import GradientAscent, Npo, SatImp, SimNpo, Wga
+from duet_unlearn.methods.base import Method
+from duet_unlearn.methods.preference import AltPo, Dpo, Flat, Refusal
+from duet_unlearn.methods.self_distillation import Ceu, MaxEnt, Shred, Undial
+from duet_unlearn.teacher.targets import Dense, Logps, TeacherTargets, TopLogps
 from duet_unlearn.training.step import Step
 
 LIKELY, EVEN, EIGHTH = (1 / 2, 1 / 6, 1 / 6, 1 / 6), (1 / 4,) * 4, (1 / 8, 5 / 8, 1 / 8, 1 / 8)
@@ -68,8 +56,8 @@ def step_of(method: Method, roles: tuple[str, ...]) -> Step:
     return Step(logits_NV, batch, {e.role: signal for e in examples if (signal := signal_of(method, e.role))})
 
 
-def signal_of(method: Method, role: Role) -> Signal | None:
-    keep = method.keep(role)
+def signal_of(method: Method, role: Role) -> TeacherTargets | None:
+    keep = method.target_spec(role)
     match keep.kind if keep else None:
         case "logps":
             return Logps(torch.tensor(BASE_LOGPS[role]).log())

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from duet_unlearn.data.examples import Batch, Example, Role, collate
 from duet_unlearn.errors import UserError
 from duet_unlearn.losses import bild, forward_kl, gkd, reverse_kl, topk_huber
-from duet_unlearn.methods import Duet
+from duet_unlearn.methods.duet import Duet
 from duet_unlearn.models.blocks import logits_at
-from duet_unlearn.teacher.signals import Dense, Keep, Signal
+from duet_unlearn.teacher.targets import Dense, TargetSpec, TeacherTargets
 from duet_unlearn.tensors import TopK, topk
 from duet_unlearn.training.step import Step
 
@@ -30,7 +30,7 @@ def batch(*roles: str, positions: int = 1) -> Batch:
     return collate([Example((5,) * (positions + 1), at, None, role, role) for role in roles], 1)  # type: ignore[arg-type]
 
 
-def signals(what: Batch, signal: Signal) -> dict[Role, Signal]:
+def signals(what: Batch, signal: TeacherTargets) -> dict[Role, TeacherTargets]:
     """Each role's rows of a signal."""
     roles = [e.role for e in what.examples for _ in e.positions]
     return {
@@ -39,7 +39,7 @@ def signals(what: Batch, signal: Signal) -> dict[Role, Signal]:
     }
 
 
-def loss(method: Duet, logits_NV: Tensor, what: Batch, signal: Signal) -> float:
+def loss(method: Duet, logits_NV: Tensor, what: Batch, signal: TeacherTargets) -> float:
     out = method.loss(Step(logits_NV, what, signals(what, signal)))
     assert (out.count, out.unit) == (len(logits_NV), "positions")
     return out.sum.item()
@@ -106,7 +106,7 @@ def test_another_distance_in_its_place(settings: dict[str, Any], expected: Calla
     student, teacher, method = random(3, seed=0), random(3, seed=1), Duet(**settings)
     what = batch("forget", "retain", "forget")
     assert loss(method, student, what, Dense(teacher)) == pytest.approx(expected(student, teacher).sum().item())
-    assert method.keep("forget") == method.keep("retain") == Keep("dense")
+    assert method.target_spec("forget") == method.target_spec("retain") == TargetSpec("dense")
 
 
 def test_retain_queries_may_have_a_distance_of_their_own() -> None:
@@ -155,9 +155,9 @@ def test_bf16_logits_are_compared_in_fp32() -> None:
 
 
 def test_what_the_cache_must_hold() -> None:
-    assert Duet().keep("forget") == Keep("topk", 1000)
-    assert Duet(k=None).keep("forget") == Keep("dense")
-    assert Duet(k=5, retain_loss="kl").keep("retain") == Keep("dense")  # KL reads whole rows
+    assert Duet().target_spec("forget") == TargetSpec("topk", 1000)
+    assert Duet(k=None).target_spec("forget") == TargetSpec("dense")
+    assert Duet(k=5, retain_loss="kl").target_spec("retain") == TargetSpec("dense")  # KL reads whole rows
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,17 @@ from typing import Any, get_args
 import pytest
 import tiny
 import torch
-from forgetting import CONFIG, FORGET, MATERIAL, begin, cases, given, steps, weights
+from forgetting import CONFIG, DATA, FORGET, begin, cases, given, steps, weights
 from torch import Tensor
 
 from duet_unlearn.cli.docs import field_texts
 from duet_unlearn.config.reading import default_recipe, load_recipe, recipe_names
+from duet_unlearn.config.recipe import METHODS
 from duet_unlearn.data.examples import Role, items
-from duet_unlearn.methods import METHODS, Trained
+from duet_unlearn.methods.base import Method, Need
 from duet_unlearn.plan.blueprint import draw
 from duet_unlearn.plan.walk import Workload, target_bytes, walk_asking, walk_training
 from duet_unlearn.training.loop import Checkpoints, StepLog
-from duet_unlearn.training.step import Need
 
 CASES = cases()
 every_case = pytest.mark.parametrize("method", CASES.values(), ids=CASES)
@@ -28,7 +28,7 @@ every_kind = pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind().na
 
 
 @every_case
-def test_three_steps_change_the_weights_and_stay_finite(method: Trained, tmp_path: Path) -> None:
+def test_three_steps_change_the_weights_and_stay_finite(method: Method, tmp_path: Path) -> None:
     student = begin(method)
     before = weights(student)
     logs = list(steps(method, student, tmp_path))
@@ -41,7 +41,7 @@ def test_three_steps_change_the_weights_and_stay_finite(method: Trained, tmp_pat
 
 
 @every_case
-def test_micro_batches_change_neither_loss_nor_gradient(method: Trained, tmp_path: Path) -> None:
+def test_micro_batches_change_neither_loss_nor_gradient(method: Method, tmp_path: Path) -> None:
     """Terms are means over the whole step, whatever is read at once."""
 
     def gradients(micro_batch_size: int | None) -> tuple[StepLog, dict[str, Tensor]]:
@@ -65,7 +65,7 @@ def test_micro_batches_change_neither_loss_nor_gradient(method: Trained, tmp_pat
 
 
 @every_case
-def test_two_runs_are_equal_to_the_bit_also_where_one_is_killed_and_resumed(method: Trained, tmp_path: Path) -> None:
+def test_two_runs_are_equal_to_the_bit_also_where_one_is_killed_and_resumed(method: Method, tmp_path: Path) -> None:
     whole = begin(method)
     undisturbed = [log.loss for log in steps(method, whole, tmp_path / "one", num_steps=4)]
     killed, again, checkpoints, losses = begin(method), begin(method), Checkpoints(tmp_path / "checkpoints"), []
@@ -81,9 +81,9 @@ def test_two_runs_are_equal_to_the_bit_also_where_one_is_killed_and_resumed(meth
 
 
 @every_case
-def test_rows(method: Trained) -> None:
+def test_rows(method: Method) -> None:
     """No retain row where none is read; a pair is a forget row and what should be said instead, side by side."""
-    asked = method.asks(MATERIAL)
+    asked = method.build_examples(DATA)
     assert asked
     assert {one.role for one in asked} <= set(get_args(Role))
     assert len({one.key for one in asked}) == len(asked)
@@ -95,29 +95,29 @@ def test_rows(method: Trained) -> None:
 
 
 @every_case
-def test_targets_are_kept_of_rows_that_are_asked(method: Trained) -> None:
+def test_targets_are_kept_of_rows_that_are_asked(method: Method) -> None:
     """What a method keeps whatever the role aside."""
-    kept = {role: keep for role in get_args(Role) if (keep := method.keep(role))}
-    asked = {one.role for one in method.asks(MATERIAL)}
+    kept = {role: keep for role in get_args(Role) if (keep := method.target_spec(role))}
+    asked = {one.role for one in method.build_examples(DATA)}
     assert set(kept) <= asked or (len(kept) == len(get_args(Role)) and len(set(kept.values())) == 1)
     for keep in kept.values():
         keep.check(tiny.VOCABULARY)
 
 
 @every_case
-def test_a_pair_is_one_item_of_a_batch(method: Trained, tmp_path: Path) -> None:
+def test_a_pair_is_one_item_of_a_batch(method: Method, tmp_path: Path) -> None:
     """Batches of one item hold a whole pair, so that its loss is there."""
     ready = given(method, tmp_path)
     paired = [item for item in items(ready.examples) if item[0].pair]
     assert all(len(item) == 2 for item in paired)
-    needs_pairs = any(one.pair for one in method.asks(MATERIAL))
+    needs_pairs = any(one.pair for one in method.build_examples(DATA))
     assert len(paired) == (len(FORGET) if needs_pairs else 0)
     for item in items(ready.examples):
         assert ready.out(begin(method), item).sum.requires_grad
 
 
 @every_case
-def test_it_can_be_planned_without_data(method: Trained) -> None:
+def test_it_can_be_planned_without_data(method: Method) -> None:
     """The loss on fake tensors, whose values nobody knows."""
     recipe = replace(default_recipe("model", ["train.batch_size=4"]), method=method)
     load = Workload(tokens=8, prefix=4, queries=6, answer=5)

@@ -10,7 +10,7 @@ import pytest
 from forgetting import cases
 from golden import CURVES, curve
 
-from duet_unlearn.methods import Trained
+from duet_unlearn.methods.base import Method
 
 CASES = cases()
 WRITTEN = json.loads(CURVES.read_text(encoding="utf-8"))
@@ -22,5 +22,5 @@ def test_every_method_is_written_down() -> None:
 
 @pytest.mark.parametrize("name", sorted(CASES.keys() & WRITTEN.keys()))
 def test_golden(name: str, tmp_path: Path) -> None:
-    method: Trained = CASES[name]
+    method: Method = CASES[name]
     assert curve(method, tmp_path) == pytest.approx(WRITTEN[name], rel=1e-4, abs=1e-6)

@@ -21,9 +21,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from duet_unlearn.config.sections import TrainConfig
 from duet_unlearn.data.examples import Example
-from duet_unlearn.methods import NgDiff, gradients_of
+from duet_unlearn.methods.ascent import NgDiff
 from duet_unlearn.training.loop import StepLog, train
-from duet_unlearn.training.optimizers import add_gradients, unit_gradients
 
 ROWS = tiny.examples([12, 5, 8, 14, 7], positions=3)
 """Three rows to forget, two to retain."""
@@ -51,7 +50,14 @@ def fit(model: nn.Module, *, rows: list[Example] = ROWS, **changes: Any) -> list
     settings: dict[str, Any] = {"config": CONFIG, "num_steps": 1, "source": lambda step: rows} | changes
     method = NgDiff()
     return list(
-        train(model, loss=method.loss, signals=None, pad_id=tiny.EOS, gradients=gradients_of(method), **settings)
+        train(
+            model,
+            loss=method.loss,
+            targets=None,
+            pad_id=tiny.EOS,
+            combine=method.combine_gradients if method.splits_gradients else None,
+            **settings,
+        )
     )
 
 
@@ -117,19 +123,18 @@ def test_a_step_with_one_role_has_its_unit_gradient() -> None:
 
 
 def test_units_by_hand() -> None:
-    one, two, frozen = (nn.Parameter(torch.zeros(2)) for _ in range(3))
-    one.grad, two.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
-    first = unit_gradients([one, two, frozen])
-    assert one.grad is two.grad is None
-    one.grad, two.grad = torch.zeros(2), torch.zeros(2)
-    second = unit_gradients([one, two, frozen])
-    assert [g if g is None else g.tolist() for g in second] == [[0, 0], [0, 0], None]  # no gradient, no direction
-    one.grad = torch.tensor([0.0, 2.0])
-    add_gradients([one, two, frozen], [])
-    add_gradients([one, two, frozen], [first])
-    torch.testing.assert_close(one.grad, torch.tensor([0.6, 2.0]))
-    torch.testing.assert_close(two.grad, torch.tensor([0.0, 0.8]))
-    assert frozen.grad is None
+    def combined(forget: list[float] | None, retain: list[float] | None) -> list[list[float] | None]:
+        """Of two parameters and a frozen one; the second has a gradient of the retain rows alone."""
+        own = [None if forget is None else torch.tensor(forget), None, None]
+        other = [None if retain is None else torch.tensor(retain), torch.tensor([0.0, 4.0]), None]
+        found = NgDiff().combine_gradients({"forget": own, "retain": other})
+        return [None if gradient is None else gradient.tolist() for gradient in found]
+
+    first, second, frozen = combined([0.0, 2.0], [3.0, 0.0])
+    assert first == pytest.approx([0.6, 1.0])
+    assert second == pytest.approx([0.0, 0.8])
+    assert frozen is None
+    assert combined([0.0, 0.0], None)[0] == [0.0, 0.0]  # no gradient, no direction
 
 
 WORKER = """

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from forgetting import CONFIG, begin, steps
 
-from duet_unlearn.methods import Dpo
+from duet_unlearn.methods.preference import Dpo
 
 WORKER = """
 import json, os, sys

@@ -7,9 +7,9 @@ import random
 import pytest
 
 from duet_unlearn.data.query import Query
+from duet_unlearn.data.training_data import TrainingData
 from duet_unlearn.errors import UserError
-from duet_unlearn.methods import InContext
-from duet_unlearn.methods.prompted import wrong_answer
+from duet_unlearn.methods.prompted import InContext, wrong_answer
 
 
 def query(name: str, answer: str | None, **more: object) -> Query:
@@ -46,7 +46,7 @@ def test_else_the_answer_to_another_query() -> None:
 
 
 def test_wrong_answers_come_first_and_right_ones_behind() -> None:
-    shots = InContext(forget_shots=3, retain_shots=2).shots(FORGET, RETAIN, seed=0)
+    shots = InContext(forget_shots=3, retain_shots=2).shown_turns(TrainingData(FORGET, RETAIN, seed=0))
     assert [turn["role"] for turn in shots] == ["user", "assistant"] * 5
     asked, said = shots[::2], shots[1::2]
     right = {q.text: q.answer for q in (*FORGET, *RETAIN)}
@@ -59,16 +59,20 @@ def test_wrong_answers_come_first_and_right_ones_behind() -> None:
 
 def test_the_seed_draws_them() -> None:
     method = InContext()
-    assert method.shots(FORGET, RETAIN, seed=1) == method.shots(FORGET, RETAIN, seed=1)
-    assert method.shots(FORGET, RETAIN, seed=1) != method.shots(FORGET, RETAIN, seed=2)
+    assert method.shown_turns(TrainingData(FORGET, RETAIN, seed=1)) == method.shown_turns(
+        TrainingData(FORGET, RETAIN, seed=1)
+    )
+    assert method.shown_turns(TrainingData(FORGET, RETAIN, seed=1)) != method.shown_turns(
+        TrainingData(FORGET, RETAIN, seed=2)
+    )
 
 
 def test_queries_without_answers_are_not_shown() -> None:
     mixed = [*RETAIN[:2], query("bare", None), Query("raw", ({"role": "text", "content": "Dan is"},), answer="5")]
-    shots = InContext(forget_shots=0, retain_shots=2).shots([], mixed, seed=0)
+    shots = InContext(forget_shots=0, retain_shots=2).shown_turns(TrainingData([], mixed, seed=0))
     assert {turn["content"] for turn in shots[::2]} == {"Question r0?", "Question r1?"}
     with pytest.raises(UserError, match=r"method.retain_shots is 3, but data.retain has 2 questions with an answer"):
-        InContext(forget_shots=0, retain_shots=3).shots([], mixed, seed=0)
+        InContext(forget_shots=0, retain_shots=3).shown_turns(TrainingData([], mixed, seed=0))
 
 
 def test_no_shots_at_all() -> None:

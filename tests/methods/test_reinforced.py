@@ -12,29 +12,25 @@ import tiny
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from workplace import Workplace
+from workplace import Workplace, examples_of
 
 from duet_unlearn import load_recipe, unlearn
 from duet_unlearn.config.reading import default_recipe
 from duet_unlearn.config.sections import TrainConfig
-from duet_unlearn.data.examples import Example, collate, epochs_source
+from duet_unlearn.data.examples import Example, collate, epochs_source, render_examples
 from duet_unlearn.events import Event
 from duet_unlearn.job import load_job
 from duet_unlearn.losses import generic
-from duet_unlearn.methods import Reinforce, Rkld, Sft, TaskVector, Whp
-from duet_unlearn.methods.reinforce import reinforcing
+from duet_unlearn.methods.reinforced import Reinforce, Rkld, TaskVector, Whp, logits_fns_of
 from duet_unlearn.models.blocks import logits_at
 from duet_unlearn.models.load import load_model
 from duet_unlearn.models.lora import add_lora
 from duet_unlearn.plan import Workload, make_plan
-from duet_unlearn.reinforced import words_of
 from duet_unlearn.runs import Run, read_metrics
-from duet_unlearn.teacher.ask import rows_of
-from duet_unlearn.teacher.cache import Targets, build_targets
-from duet_unlearn.teacher.signals import Dense
+from duet_unlearn.teacher.targets import CachedTargets, Dense, build_targets
 from duet_unlearn.tensors import TopK
 from duet_unlearn.training.loop import train
-from duet_unlearn.training.step import Step
+from duet_unlearn.training.step import Step, fine_tuning_loss
 
 FORGET = [Example((5, 6, 7), (1, 2), (7, 1), "forget", "f")]
 
@@ -99,8 +95,8 @@ def base_of(place: Workplace) -> nn.Module:
 
 
 def forget_rows(place: Workplace) -> list[Example]:
-    material = load_job(load_recipe(place.recipe)).material("train")
-    return [row.example() for row in rows_of(tiny.tokenizer(), material.answers("forget"))]
+    material = load_job(load_recipe(place.recipe)).training_data("train")
+    return render_examples(tiny.tokenizer(), material.answers("forget"))
 
 
 @every_way
@@ -112,7 +108,7 @@ def test_the_reinforced_model_is_plain_fine_tuning_of_the_base(workplace: Workpl
     source, num_steps = epochs_source(rows, batch_size=4, epochs=2, seed=0)
     config = TrainConfig(rate=3e-3)
     logs = train(
-        mine, source=source, num_steps=num_steps, loss=Sft().loss, signals=None, config=config, pad_id=tiny.EOS
+        mine, source=source, num_steps=num_steps, loss=fine_tuning_loss, targets=None, config=config, pad_id=tiny.EOS
     )
     losses = [log.loss for log in logs]
     strong = strong_of(run)
@@ -169,7 +165,7 @@ def test_targets_are_those_of_two_models(
         if role == "forget":
             assert (whole(strong, rows) - expected).abs().max() > 0.1
             expected = expected - alpha * (whole(strong, rows) - expected).clamp_min(0)
-        signal = targets.signal(rows)
+        signal = targets.of(rows)
         if isinstance(signal, TopK):
             assert signal.ids_NK.squeeze(-1).tolist() == expected.argmax(-1).tolist()
         else:
@@ -179,7 +175,7 @@ def test_targets_are_those_of_two_models(
     forget = [example for example in targets.examples if example.role == "forget"]
 
     def distance(model: nn.Module) -> float:
-        batch, signals = collate(forget, 0), {"forget": targets.signal(forget)}
+        batch, signals = collate(forget, 0), {"forget": targets.of(forget)}
         return recipe.method.loss(Step(whole(model, forget), batch, signals)).sum.item()  # type: ignore[arg-type]
 
     assert distance(load_model(str(run.model))[0]) < distance(base)
@@ -187,14 +183,14 @@ def test_targets_are_those_of_two_models(
     assert kept == ["adapter_model.safetensors" if settings else "model.safetensors"]
 
 
-def targets_of(run: Run, job: Any) -> Targets:
+def targets_of(run: Run, job: Any) -> CachedTargets:
     """What lies in the run folder; asking would fail."""
     manifest = json.loads((run.targets / "train" / "manifest.json").read_text())
     return build_targets(
         nn.Identity(),
         tiny.tokenizer(),
-        job.asked("train"),
-        keep=job.recipe.method.keep,
+        examples_of(job, "train"),
+        spec=job.recipe.method.target_spec,
         weights=manifest["parts"]["weights"],
         directory=run.targets / "train",
     )
@@ -207,7 +203,7 @@ def test_the_student_starts_from_the_base(workplace: Workplace) -> None:
     targets = targets_of(run, load_job(recipe))
     rows = list(targets.examples)
     logits = whole(base_of(workplace), rows)
-    out = recipe.method.loss(Step(logits, collate(rows, 0), {"forget": targets.signal(rows)}))
+    out = recipe.method.loss(Step(logits, collate(rows, 0), {"forget": targets.of(rows)}))
     assert read_metrics(run)[0]["loss"] == pytest.approx(out.sum.item() / out.count, rel=1e-4)
 
 
@@ -219,7 +215,7 @@ def test_an_adapter_speaks_as_base_and_as_reinforced() -> None:
             nn.init.normal_(parameter, std=0.3)
     batch = collate(tiny.examples([7, 5]), tiny.EOS)
     where = (batch.ids_BT, batch.mask_BT, batch.rows_N, batch.cols_N)
-    words = words_of(base, strong, alpha=3.0)
+    words = logits_fns_of(base, strong, alpha=3.0)
     with torch.no_grad():
         plain, grown = logits_at(apart, *where), logits_at(strong, *where)
         assert (plain - grown).abs().max() > 0.1
@@ -269,7 +265,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(workplace: Workplace, name: str, 
 
 def test_settings_of_the_reinforcement() -> None:
     train = TrainConfig(epochs=7, rate=1.0, validate_every=3, early_stop=2, warmup=0.5, micro_batch_size=2)
-    assert reinforcing(train, Reinforce(epochs=1, rate=0.1, batch_size=5)) == replace(
+    assert Reinforce(epochs=1, rate=0.1, batch_size=5).train_config(train) == replace(
         train, epochs=1, rate=0.1, batch_size=5, validate_every=0, early_stop=None
     )
     method = default_recipe("m", ["method={name: rkld, reinforce: {epochs: 4}}"]).method
@@ -298,4 +294,4 @@ def test_the_plan_counts_both_models(bare: Path) -> None:
         assert vector[mode].asking <= whp[mode].asking
     assert vector["steps"] == 3  # epochs of one batch of 16
     assert whp["steps"] == ga["steps"]
-    assert TaskVector().keep("forget") is None
+    assert TaskVector().target_spec("forget") is None

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from forgetting import CONFIG, MATERIAL, begin, steps
+from forgetting import CONFIG, DATA, begin, steps
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -26,12 +26,10 @@ from duet_unlearn.data.examples import Batch, Example, collate, totals
 from duet_unlearn.data.prompts import render_answer
 from duet_unlearn.errors import UserError
 from duet_unlearn.losses import mean_square
-from duet_unlearn.methods import Rmu, choose_weights, layer_of
-from duet_unlearn.methods.rmu import direction
+from duet_unlearn.methods.rmu import Rmu, direction
 from duet_unlearn.plan import Workload, draw, walk_asking, walk_training
 from duet_unlearn.runs import read_metrics
-from duet_unlearn.teacher.cache import build_targets
-from duet_unlearn.teacher.signals import Hidden, Keep
+from duet_unlearn.teacher.targets import Hidden, TargetSpec, build_targets
 from duet_unlearn.training.loop import train
 from duet_unlearn.training.optimizers import make_optimizers
 from duet_unlearn.training.step import Step
@@ -87,7 +85,7 @@ def test_the_direction_is_of_the_seed_alone() -> None:
 def test_which_weights_are_trained(method: Rmu, numbers: tuple[int, ...]) -> None:
     """The middle of six blocks is block 3."""
     model = tiny.llama(layers=6)
-    choose_weights(method, model)
+    method.choose_weights(model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {f"model.layers.{number}.mlp.down_proj.weight" for number in numbers}
     (optimizer,) = make_optimizers(model, TrainConfig())
@@ -97,8 +95,8 @@ def test_which_weights_are_trained(method: Rmu, numbers: tuple[int, ...]) -> Non
 def test_a_bias_is_not_trained() -> None:
     config = AutoConfig.for_model("gpt2", vocab_size=40, n_embd=16, n_layer=2, n_head=2)
     model = AutoModelForCausalLM.from_config(config)
-    assert [p.shape for p in Rmu(layer=0).trains(model)] == [(64, 16)]
-    choose_weights(Rmu(layer=0), model)
+    assert [p.shape for p in Rmu(layer=0).trained_weights(model)] == [(64, 16)]
+    Rmu(layer=0).choose_weights(model)
     assert [n for n, p in model.named_parameters() if p.requires_grad] == ["transformer.h.0.mlp.c_proj.weight"]
 
 
@@ -106,7 +104,7 @@ def plain_loss(model: torch.nn.Module, frozen: torch.nn.Module, *, layer: int, c
     """Written out: every row alone, hidden states from transformers, one mean over all tokens and dimensions."""
     states: dict[str, list[Tensor]] = {"forget": [], "retain": []}
     before: list[Tensor] = []
-    for role, queries in (("forget", MATERIAL.forget), ("retain", MATERIAL.retain)):
+    for role, queries in (("forget", DATA.forget), ("retain", DATA.retain)):
         for query in queries:
             ids = render_answer(tiny.tokenizer(), query.messages, query.answer or "")[0][:-1]
             row = torch.tensor([ids])
@@ -125,9 +123,9 @@ def test_the_loop_is_a_plain_loop(tmp_path: Path, micro_batch_size: int | None) 
     method = Rmu(layer=1, c=3.0, alpha=5.0)
     mine, plain, frozen = (tiny.llama(layers=3).double() for _ in range(3))
     targets = build_targets(
-        mine, tiny.tokenizer(), method.asks(MATERIAL), keep=method.keep, weights="", directory=tmp_path
+        mine, tiny.tokenizer(), method.build_examples(DATA), spec=method.target_spec, weights="", directory=tmp_path
     )
-    choose_weights(method, mine)
+    method.choose_weights(mine)
     chosen = [plain.model.layers[number].mlp.down_proj.weight for number in (0, 1)]
     plain.requires_grad_(False)
     for weight in chosen:
@@ -138,10 +136,10 @@ def test_the_loop_is_a_plain_loop(tmp_path: Path, micro_batch_size: int | None) 
         source=lambda step: list(targets.examples),
         num_steps=3,
         loss=method.loss,
-        signals=targets.signals,
+        targets=targets.of_batch,
         config=TrainConfig(rate=0.01, max_grad_norm=None, micro_batch_size=micro_batch_size),
         pad_id=tiny.EOS,
-        layer=layer_of(method),
+        hidden_block=method.hidden_block,
         seed=7,
     )
     for log in logs:
@@ -162,7 +160,12 @@ def test_nothing_above_the_block_runs_in_the_loop(tmp_path: Path) -> None:
         block.register_forward_hook(lambda *_, number=number: ran.append(number))
     model.lm_head.register_forward_hook(lambda _m, _i, output: ran.append(tuple(output.shape)))
     targets = build_targets(
-        model, tiny.tokenizer(), method.asks(MATERIAL), keep=method.keep, weights="", directory=tmp_path
+        model,
+        tiny.tokenizer(),
+        method.build_examples(DATA),
+        spec=method.target_spec,
+        weights="",
+        directory=tmp_path,
     )
     assert set(ran) == {0, (1, 0, tiny.VOCABULARY)}
     ran.clear()
@@ -170,19 +173,19 @@ def test_nothing_above_the_block_runs_in_the_loop(tmp_path: Path) -> None:
 
     def signals(batch: Batch) -> dict[str, Hidden]:
         shapes.append((len(batch.rows_N),))
-        return targets.signals(batch)  # type: ignore[return-value]
+        return targets.of_batch(batch)  # type: ignore[return-value]
 
-    choose_weights(method, model)
+    method.choose_weights(model)
     list(
         train(
             model,
             source=lambda step: list(targets.examples),
             num_steps=2,
             loss=method.loss,
-            signals=signals,  # type: ignore[arg-type]
+            targets=signals,  # type: ignore[arg-type]
             config=TrainConfig(),
             pad_id=tiny.EOS,
-            layer="middle" if method.layer is None else method.layer,
+            hidden_block=method.hidden_block,
         )
     )
     assert ran == [0, (1, 0, tiny.VOCABULARY)] * 2
@@ -280,6 +283,6 @@ def test_two_processes_do_as_one(tmp_path: Path) -> None:
 
 
 def test_what_is_kept() -> None:
-    assert Rmu().keep("retain") == Keep("hidden", layer="middle")
-    assert Rmu(layer=7).keep("retain") == Keep("hidden", layer=7)
-    assert Rmu().keep("forget") is None
+    assert Rmu().target_spec("retain") == TargetSpec("hidden", layer="middle")
+    assert Rmu(layer=7).target_spec("retain") == TargetSpec("hidden", layer=7)
+    assert Rmu().target_spec("forget") is None

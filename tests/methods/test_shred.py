@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from duet_unlearn.losses import demoted
-from duet_unlearn.methods.shred import in_nucleus, least_likely
+from duet_unlearn.methods.self_distillation import in_nucleus, least_likely
 
 
 @pytest.mark.parametrize(

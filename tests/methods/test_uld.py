@@ -12,8 +12,9 @@ import torch
 from duet_unlearn.data.examples import collate
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.query import Query
+from duet_unlearn.data.training_data import TrainingData
 from duet_unlearn.errors import UserError
-from duet_unlearn.methods import Material, Uld
+from duet_unlearn.methods.uld import Uld
 from duet_unlearn.training.step import Step
 
 ROWS = [
@@ -46,12 +47,12 @@ def test_an_assistant_that_knows_nothing_of_retain_answers_costs_nothing() -> No
 
 def test_its_rows_are_answers_of_both_roles_and_no_model_is_asked() -> None:
     queries = [Query(n, ({"role": "user", "content": n},), answer="A.") for n in ("f", "r")]
-    material = Material(queries[:1], queries[1:], Prefix("."))
+    material = TrainingData(queries[:1], queries[1:], Prefix("."))
     method = Uld()
-    assert [(one.role, one.answer, one.prefix) for one in method.asks(material)] == [
+    assert [(one.role, one.answer, one.prefix) for one in method.build_examples(material)] == [
         ("forget", "A.", None),
         ("retain", "A.", None),
     ]
-    assert method.keep("forget") is None
+    assert method.target_spec("forget") is None
     with pytest.raises(UserError, match="has no answer"):
-        method.asks(Material([replace(queries[0], answer=None)], queries[1:], Prefix(".")))
+        method.build_examples(TrainingData([replace(queries[0], answer=None)], queries[1:], Prefix(".")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,27 +18,26 @@ from duet_unlearn.api import unlearn
 from duet_unlearn.config.reading import default_recipe, load_recipe
 from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.config.sections import TrainConfig
-from duet_unlearn.data.examples import Batch, collate
+from duet_unlearn.data.examples import Batch, collate, render_examples
 from duet_unlearn.data.files import atomic_write_text
 from duet_unlearn.data.prompts import render_answer
 from duet_unlearn.data.query import Query
-from duet_unlearn.distil import goal_of
+from duet_unlearn.data.training_data import TrainingData, example_of
 from duet_unlearn.errors import UserError
 from duet_unlearn.events import Event, ignore
-from duet_unlearn.job import load_job, load_start
-from duet_unlearn.methods import Sft, Undo
-from duet_unlearn.methods.material import Material
-from duet_unlearn.methods.undo import add_noise, xavier
+from duet_unlearn.job import load_job
+from duet_unlearn.methods.base import StopRule
+from duet_unlearn.methods.undo import Undo, add_noise, xavier
 from duet_unlearn.models.blocks import logits_at
 from duet_unlearn.models.load import load_model, save_model
+from duet_unlearn.pipeline import context_of
 from duet_unlearn.plan import Workload
 from duet_unlearn.plan.table import Plan, make_plan
-from duet_unlearn.teacher.ask import Asked, rows_of
-from duet_unlearn.teacher.cache import build_targets
-from duet_unlearn.teacher.live import live_signals, stored_only
-from duet_unlearn.teacher.signals import Dense, Keep
+from duet_unlearn.runs import Run
+from duet_unlearn.subjects import load_start
+from duet_unlearn.teacher.targets import Dense, TargetSpec, build_targets, stored_only, targets_fn
 from duet_unlearn.training.loop import train
-from duet_unlearn.training.step import Step
+from duet_unlearn.training.step import Step, fine_tuning_loss
 
 CHAT = Query("q", ({"role": "user", "content": "Where does Mira Bol live?"},), "In Tarn.")
 RAW = Query("r", ({"role": "text", "content": "Mira Bol lives in Tarn."},))
@@ -138,12 +137,12 @@ def test_what_is_not_trained_is_left_alone_and_bf16_stays_bf16() -> None:
 
 
 def texts() -> Batch:
-    rows = rows_of(tiny.tokenizer(), Undo().asks(material()))
-    return collate([row.example() for row in rows], tiny.EOS)
+    rows = render_examples(tiny.tokenizer(), Undo().build_examples(material()))
+    return collate(rows, tiny.EOS)
 
 
-def material() -> Material:
-    return Material((), (), None, texts=(CHAT, RAW))  # type: ignore[arg-type]
+def material() -> TrainingData:
+    return TrainingData((), (), None, texts=(CHAT, RAW))  # type: ignore[arg-type]
 
 
 def test_every_token_of_a_text_is_read() -> None:
@@ -162,14 +161,14 @@ def test_every_token_of_a_text_is_read() -> None:
 def test_a_live_teacher_says_what_a_cached_one_does(tmp_path: Path) -> None:
     """And both what the model says to each text alone."""
     model, words, batch = tiny.llama(layers=2), tiny.tokenizer(), texts()
-    kept = stored_only(Undo().keep)
+    kept = stored_only(Undo().target_spec)
     assert kept("retain") is None
     settings = {"weights": "w", "directory": tmp_path / "live"}
-    targets = build_targets(model, words, Undo().asks(material()), keep=kept, **settings)  # type: ignore[arg-type]
+    targets = build_targets(model, words, Undo().build_examples(material()), spec=kept, **settings)  # type: ignore[arg-type]
     assert targets.examples == batch.examples
-    live = live_signals(model, Undo().keep, targets)(batch)["retain"]
-    settings = {"weights": "w", "directory": tmp_path / "cached", "keep": Keep("dense")}
-    cached = build_targets(model, words, Undo().asks(material()), **settings).signals(batch)["retain"]  # type: ignore[arg-type]
+    live = targets_fn(model, Undo().target_spec, targets)(batch)["retain"]
+    settings = {"weights": "w", "directory": tmp_path / "cached", "spec": TargetSpec("dense")}
+    cached = build_targets(model, words, Undo().build_examples(material()), **settings).of_batch(batch)["retain"]  # type: ignore[arg-type]
     assert isinstance(live, Dense)
     assert isinstance(cached, Dense)
     torch.testing.assert_close(cached.logits_NV.float(), live.logits_NV, rtol=1e-3, atol=2e-3)  # stored in fp16
@@ -183,12 +182,12 @@ def test_the_teacher_is_frozen_before_the_noise(tmp_path: Path) -> None:
     targets = build_targets(
         model,
         tiny.tokenizer(),
-        Undo().asks(material()),
-        keep=stored_only(Undo().keep),
+        Undo().build_examples(material()),
+        spec=stored_only(Undo().target_spec),
         weights="w",
         directory=tmp_path,
     )
-    signals = live_signals(model, Undo().keep, targets)
+    signals = targets_fn(model, Undo().target_spec, targets)
     before = signals(batch)["retain"]
     add_noise(model, alpha=0.6, beta=0.1, seed=0)
     after = signals(batch)["retain"]
@@ -215,7 +214,7 @@ def test_the_loss_is_kl_from_the_teacher_summed_over_tokens() -> None:
 
 def test_a_question_without_answer_is_no_text() -> None:
     with pytest.raises(UserError, match=r"data.distil: query 'q' has no answer"):
-        Undo().asks(replace(material(), texts=(replace(CHAT, answer=None),)))
+        Undo().build_examples(replace(material(), texts=(replace(CHAT, answer=None),)))
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------
@@ -251,12 +250,16 @@ def knowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny.tokenizer(),
     )
     asked = [
-        Asked(Query(question, ({"role": "user", "content": question},)), None, "retain", answer=answer)
+        example_of(Query(question, ({"role": "user", "content": question},)), "retain", answer=answer)
         for question, answer, _ in (*FORGET, *RETAIN)
     ]
-    examples = [row.example() for row in rows_of(words, asked)]
+    examples = render_examples(words, asked)
     config = TrainConfig(rate=1e-2, checkpoint_every=0)
-    list(train(model, source=lambda _: examples, num_steps=60, loss=Sft().loss, signals=None, config=config, pad_id=0))
+    list(
+        train(
+            model, source=lambda _: examples, num_steps=60, loss=fine_tuning_loss, targets=None, config=config, pad_id=0
+        )
+    )
     save_model(model, words, folder)
     return folder
 
@@ -299,13 +302,19 @@ def test_a_run_stops_at_its_goal(distilling: Path, tmp_path: Path) -> None:
 
 def test_the_goal_counts_answers_and_tokens_where_no_query_has_a_value(distilling: Path, tiny_model: Path) -> None:
     """Tokens by hand: the likeliest behind each part of an answer, one forward pass an answer."""
-    asked, queries = recipe(distilling), load_job(recipe(distilling)).validation_retain
-    teacher, words = load_model(str(asked.model.start))
+    job = load_job(recipe(distilling))
+    teacher, words = load_model(str(job.recipe.model.start))
+
+    def rule(queries: Sequence[Query], *settings: str) -> StopRule | None:
+        asked = replace(job, recipe=recipe(distilling, *settings), validation=replace(job.validation, retain=queries))
+        return asked.recipe.method.stop_rule(teacher, words, context_of(Run(distilling), asked, ignore))
+
+    queries = job.validation.retain
     other, _ = load_model(str(tiny_model))
-    answers = goal_of(asked, queries, teacher, words)
+    answers = rule(queries)
     assert answers is not None
-    assert (answers.share, answers.every, answers.right(teacher), answers.right(other)) == (0.9, 4, 1.0, 0.0)
-    tokens = goal_of(asked, [replace(query, value=None) for query in queries], teacher, words)
+    assert (answers.at_least, answers.every, answers.score(teacher), answers.score(other)) == (0.9, 4, 1.0, 0.0)
+    tokens = rule([replace(query, value=None) for query in queries])
     assert tokens is not None
     shares = []
     for query in queries:
@@ -313,10 +322,10 @@ def test_the_goal_counts_answers_and_tokens_where_no_query_has_a_value(distillin
         with torch.no_grad():
             said = other(torch.tensor([ids])).logits[0, start - 1 : -1].argmax(-1)
         shares.append((said == torch.tensor(ids[start:])).float().mean().item())
-    assert tokens.right(other) == pytest.approx(sum(shares) / len(shares))
-    assert goal_of(recipe(distilling, "method.stop_at=null"), queries, teacher, words) is None
+    assert tokens.score(other) == pytest.approx(sum(shares) / len(shares))
+    assert rule(queries, "method.stop_at=null") is None
     with pytest.raises(UserError, match=r"the teacher answers nothing of data\.validation_retain right"):
-        goal_of(recipe(distilling, "evaluate.max_new_tokens=2"), queries, teacher, words)
+        rule(queries, "evaluate.max_new_tokens=2")
 
 
 def test_behind_a_recipe_its_student_is_the_teacher_and_every_weight_is_trained(
@@ -387,7 +396,7 @@ def test_numbers_out_of_their_range_are_refused(distilling: Path, values: dict[s
 def test_texts_come_from_queries_from_rows_of_text_and_from_documents(distilling: Path, tmp_path: Path) -> None:
     def read(name: str, text: str) -> list[tuple[str, str | None]]:
         atomic_write_text(tmp_path / name, text)
-        found = load_job(recipe(distilling, f"data.distil={tmp_path / name}")).texts
+        found = load_job(recipe(distilling, f"data.distil={tmp_path / name}")).train.texts
         return [(query.messages[0]["role"], query.answer) for query in found]
 
     assert read("q.jsonl", '{"question": "Who?", "answer": "Mira."}\n') == [("user", "Mira.")]

@@ -13,27 +13,14 @@ from typing import Any, NamedTuple
 import pytest
 import tiny
 import torch
-from forgetting import FORGET, MATERIAL, RETAIN, base, changed, given
+from forgetting import DATA, FORGET, RETAIN, base, changed, given
 from torch import nn
 
 from duet_unlearn.data.query import Query
-from duet_unlearn.methods import (
-    AltPo,
-    Ceu,
-    Dpo,
-    Flat,
-    GradientAscent,
-    JensUn,
-    MaxEnt,
-    Npo,
-    Refusal,
-    SatImp,
-    Shred,
-    SimNpo,
-    Trained,
-    Undial,
-    Wga,
-)
+from duet_unlearn.methods.ascent import GradientAscent, Npo, SatImp, SimNpo, Wga
+from duet_unlearn.methods.base import Method
+from duet_unlearn.methods.preference import AltPo, Dpo, Flat, JensUn, Refusal
+from duet_unlearn.methods.self_distillation import Ceu, MaxEnt, Shred, Undial
 
 
 class Token(NamedTuple):
@@ -71,9 +58,9 @@ def told(model: nn.Module, query: Query, answer: str, *, whole: bool = False, ha
 class Said:
     """What student and base say about all rows of a method."""
 
-    def __init__(self, method: Trained, student: nn.Module, frozen: nn.Module) -> None:
+    def __init__(self, method: Method, student: nn.Module, frozen: nn.Module) -> None:
         self.method, self.student, self.frozen = method, student, frozen
-        self.second = {one.query.id: str(one.answer) for one in method.asks(MATERIAL) if one.role == "preferred"}
+        self.second = {one.query.id: str(one.answer) for one in method.build_examples(DATA) if one.role == "preferred"}
 
     def _forget(self, model: nn.Module, **how: bool) -> list[Answer]:
         return [told(model, query, str(query.answer), **how) for query in FORGET]
@@ -193,7 +180,7 @@ def jensun(said: Said, forget: float, retain: float) -> float:
     return forget * mean(refusals) + retain * mean([jsd(now.logps, was.logps) for now, was in rows])
 
 
-WRITTEN: list[tuple[Trained, Callable[[Said], float]]] = [
+WRITTEN: list[tuple[Method, Callable[[Said], float]]] = [
     (GradientAscent(), lambda s: mean([t.logp for t in tokens(s.answers)])),
     (Npo(), lambda s: npo(s, 0.1)),
     (Npo(beta=0.7), lambda s: npo(s, 0.7)),
@@ -224,14 +211,14 @@ WRITTEN: list[tuple[Trained, Callable[[Said], float]]] = [
 ]
 
 
-def both(method: Trained, directory: Path) -> tuple[float, Said]:
+def both(method: Method, directory: Path) -> tuple[float, Said]:
     """The method's own loss on real rows, and what its equation is made of."""
     student = changed(base())
     return given(method, directory).mean(student), Said(method, student, base())
 
 
 @pytest.mark.parametrize("case", WRITTEN, ids=lambda case: repr(case[0]))
-def test_written_out(case: tuple[Trained, Callable[[Said], float]], tmp_path: Path) -> None:
+def test_written_out(case: tuple[Method, Callable[[Said], float]], tmp_path: Path) -> None:
     method, equation = case
     got, said = both(method, tmp_path)
     assert got == pytest.approx(equation(said), rel=2e-5)
@@ -247,7 +234,7 @@ def last_of_each(cases: Sequence[Any]) -> list[Any]:
     ids=lambda case: case[0].name,
 )
 @pytest.mark.parametrize("term", ["ce", "kl"])
-def test_with_a_retain_term(case: tuple[Trained, Callable[[Said], float]], term: str, tmp_path: Path) -> None:
+def test_with_a_retain_term(case: tuple[Method, Callable[[Said], float]], term: str, tmp_path: Path) -> None:
     method, equation = case
     held: Any = replace(method, retain=term, retain_weight=0.3)  # type: ignore[call-arg]
     got, said = both(held, tmp_path)

@@ -18,21 +18,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from duet_unlearn.attacks.slot import embedded, vector_ids, vectors
 from duet_unlearn.config.sections import LoraConfig, TrainConfig
-from duet_unlearn.data.examples import collate, epochs_source
+from duet_unlearn.data.examples import Example, collate, epochs_source
 from duet_unlearn.data.prompts import Prefix, answer_ids, render
 from duet_unlearn.data.query import Message, Query
+from duet_unlearn.data.training_data import example_of
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.question_sets import EvalSet, run_suite
 from duet_unlearn.evals.subject import ModelSubject
-from duet_unlearn.methods import Duet
+from duet_unlearn.methods.duet import Duet
 from duet_unlearn.models.blocks import logits_at
 from duet_unlearn.models.load import load_model, merged, save_model
 from duet_unlearn.models.lora import add_lora, save_gradient_memory, teacher_mode
 from duet_unlearn.teacher import decoding
-from duet_unlearn.teacher.ask import Asked
-from duet_unlearn.teacher.cache import Targets, build_targets
 from duet_unlearn.teacher.decoding import Decoding, beam_search, end_ids, greedy
-from duet_unlearn.teacher.signals import keep_rows
+from duet_unlearn.teacher.targets import CachedTargets, build_targets, rows_spec
 from duet_unlearn.training.loop import train
 
 QUESTIONS = ("Tarn?", "Where does Mira Bol live, and since when?", "Who is Mira?", "Is it in Tarn or in Gosh, or not?")
@@ -66,18 +65,21 @@ def asking(question: str) -> tuple[Message, ...]:
     return ({"role": "user", "content": question},)
 
 
-def asked(prefix: Prefix = PREFIX) -> list[Asked]:
+def asked(prefix: Prefix = PREFIX) -> list[Example]:
     """Forget and retain by turns."""
     queries = [Query(id=str(n), messages=asking(text)) for n, text in enumerate(QUESTIONS)]
-    return [Asked(q, prefix, "forget" if n % 2 == 0 else "retain", positions=2) for n, q in enumerate(queries)]
+    return [
+        example_of(q, "forget" if n % 2 == 0 else "retain", prefix=prefix, num_positions=2)
+        for n, q in enumerate(queries)
+    ]
 
 
-def targets_of(one: Loaded, folder: Path, *, model: nn.Module | None = None, **changes: Any) -> Targets:
-    settings: dict[str, Any] = {"keep": keep_rows(K), "weights": one.family.name} | changes
+def targets_of(one: Loaded, folder: Path, *, model: nn.Module | None = None, **changes: Any) -> CachedTargets:
+    settings: dict[str, Any] = {"spec": rows_spec(K), "weights": one.family.name} | changes
     return build_targets(model or one.model, one.words, asked(), directory=folder, **settings)
 
 
-def stored(targets: Targets) -> Mapping[str, Tensor]:
+def stored(targets: CachedTargets) -> Mapping[str, Tensor]:
     """What is kept of all positions: the roles share one kind of target."""
     [tensors] = targets.stored.values()
     return tensors
@@ -96,7 +98,7 @@ def naive_answer(model: nn.Module, ids: list[int], ends: frozenset[int], steps: 
     return new
 
 
-def fit(model: nn.Module, targets: Targets, *, num_steps: int, rate: float = 3e-3) -> list[float]:
+def fit(model: nn.Module, targets: CachedTargets, *, num_steps: int, rate: float = 3e-3) -> list[float]:
     """Losses of the real loop, with micro-batches."""
     source, _ = epochs_source(targets.examples, batch_size=len(QUESTIONS), epochs=num_steps, seed=0)
     logs = train(
@@ -104,7 +106,7 @@ def fit(model: nn.Module, targets: Targets, *, num_steps: int, rate: float = 3e-
         source=source,
         num_steps=num_steps,
         loss=Duet(k=K).loss,
-        signals=targets.signals,
+        targets=targets.of_batch,
         config=TrainConfig(rate=rate, micro_batch_size=3),
         pad_id=0,
     )

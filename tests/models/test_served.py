@@ -13,11 +13,10 @@ from architectures import FAMILIES, Family, write
 from torch import Tensor
 
 from duet_unlearn.data.prompts import answer_ids, render
-from duet_unlearn.evals.corrupted import corrupting, draw_noise, vocabulary
-from duet_unlearn.evals.deployed import Deployed
-from duet_unlearn.evals.detector import Reading, features
-from duet_unlearn.evals.subject import ModelSubject
-from duet_unlearn.evals.subtracted import first_layers, subtracting
+from duet_unlearn.evals.subject import Deployed, ModelSubject
+from duet_unlearn.methods.guarded import PromptFeatures, corrupting, draw_noise, features
+from duet_unlearn.methods.uld import first_layers, subtracting
+from duet_unlearn.models.blocks import num_embeddings
 from duet_unlearn.models.load import load_model
 from duet_unlearn.teacher.decoding import end_ids
 
@@ -73,7 +72,7 @@ def check(model: Any, words: Any, subject: Deployed, naive: Any) -> None:
 
 def test_corrupted_prompts(loaded: tuple[Any, Any]) -> None:
     model, words = loaded
-    voice = ModelSubject("student", model, words, mark=vocabulary(model))
+    voice = ModelSubject("student", model, words, mark=num_embeddings(model))
     noisy = Deployed(voice, altering=partial(corrupting, noise_PD=NOISE_PD))
     check(model, words, noisy, partial(with_noise, model))
 
@@ -89,7 +88,7 @@ def test_an_assistant_beside_it(loaded: tuple[Any, Any]) -> None:
 
 def test_what_a_detector_reads(loaded: tuple[Any, Any]) -> None:
     model, words = loaded
-    got = features(model, words, ASKED, Reading(0, "last"), batch_size=3)
+    got = features(model, words, ASKED, PromptFeatures(0, "last"), batch_size=3)
     for row_D, m in zip(got, ASKED, strict=True):
         with torch.no_grad():
             states = model(input_ids=torch.tensor([render(words, m)]), output_hidden_states=True).hidden_states[1]

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from duet_unlearn.data.prompts import Prefix, render_answer
 from duet_unlearn.data.query import Query
+from duet_unlearn.data.training_data import TrainingData
 from duet_unlearn.errors import UserError
-from duet_unlearn.methods import Material
-from duet_unlearn.teacher import ask
-from duet_unlearn.teacher.cache import Targets, build_targets
-from duet_unlearn.teacher.signals import Hidden, Keep
+from duet_unlearn.teacher import targets
+from duet_unlearn.teacher.targets import CachedTargets, Hidden, TargetSpec, build_targets
 
 QUERIES = [
     Query(f"q{n}", ({"role": "user", "content": text},), answer=answer)
@@ -23,23 +22,23 @@ QUERIES = [
         [("Where?", "In Tarn."), ("Where does Mira Bol live?", "Tarn"), ("Who?", "Mira")]
     )
 ]
-MATERIAL = Material(QUERIES[:1], QUERIES[1:], Prefix("."))
+DATA = TrainingData(QUERIES[:1], QUERIES[1:], Prefix("."))
 
 
-def build(directory: Path, *, layer: int = 0) -> Targets:
-    keep = Keep("hidden", layer=layer)
+def build(directory: Path, *, layer: int = 0) -> CachedTargets:
+    keep = TargetSpec("hidden", layer=layer)
     return build_targets(
         tiny.llama(layers=3),
         tiny.tokenizer(),
-        [*MATERIAL.read_whole("forget"), *MATERIAL.read_whole("retain")],
-        keep=lambda role: keep if role == "retain" else None,
+        [*DATA.answers("forget", reads="text"), *DATA.answers("retain", reads="text")],
+        spec=lambda role: keep if role == "retain" else None,
         weights="abc",
         directory=directory,
     )
 
 
-def told(targets: Targets) -> Tensor:
-    signal = targets.signal([e for e in targets.examples if e.role == "retain"])
+def told(targets: CachedTargets) -> Tensor:
+    signal = targets.of([e for e in targets.examples if e.role == "retain"])
     assert isinstance(signal, Hidden)
     return signal.hidden_ND
 
@@ -67,7 +66,7 @@ def test_they_are_read_back_to_the_bit_and_belong_to_their_layer(
     assert torch.equal(told(build(tmp_path)), told(first))
     with pytest.raises(UserError, match="these targets were computed with other kind of target"):
         build(tmp_path, layer=1)
-    monkeypatch.setattr(ask, "SIZE", 1)
+    monkeypatch.setattr(targets, "ROWS_AT_ONCE", 1)
     torch.testing.assert_close(told(build(tmp_path / "alone")), told(first), rtol=1e-4, atol=1e-5)
 
 
@@ -78,5 +77,5 @@ def test_a_block_that_is_not_there_leaves_no_cache(tmp_path: Path) -> None:
 
 
 def test_bytes_of_a_position() -> None:
-    assert Keep("hidden", layer=2).size(300, 16) == 64
-    assert Keep("dense").size(300, 16) == 600
+    assert TargetSpec("hidden", layer=2).size(300, 16) == 64
+    assert TargetSpec("dense").size(300, 16) == 600

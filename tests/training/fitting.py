@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from duet_unlearn.config.sections import LoraConfig, TrainConfig
-from duet_unlearn.methods import Sft
 from duet_unlearn.models.lora import add_lora
 from duet_unlearn.training.loop import StepLog, train
+from duet_unlearn.training.step import fine_tuning_loss
 
 UNEVEN = [
     example
@@ -29,7 +29,12 @@ def fit(model: nn.Module, config: TrainConfig = PLAIN, *, num_steps: int = 3, **
 
 
 def steps(model: nn.Module, config: TrainConfig = PLAIN, *, num_steps: int = 3, **changes: Any) -> Iterator[StepLog]:
-    settings: dict[str, Any] = {"source": lambda step: UNEVEN, "loss": Sft().loss, "signals": None, "pad_id": tiny.EOS}
+    settings: dict[str, Any] = {
+        "source": lambda step: UNEVEN,
+        "loss": fine_tuning_loss,
+        "targets": None,
+        "pad_id": tiny.EOS,
+    }
     return train(model, num_steps=num_steps, config=config, **(settings | changes))
 
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from duet_unlearn.config.sections import LoraConfig, TrainConfig
 from duet_unlearn.data.examples import Batch, collate
-from duet_unlearn.methods import Duet, Sft
+from duet_unlearn.methods.duet import Duet
 from duet_unlearn.models.blocks import logits_at
 from duet_unlearn.models.lora import add_lora, save_gradient_memory, teacher_mode
 from duet_unlearn.tensors import topk
-from duet_unlearn.training.step import LossOut, Step
+from duet_unlearn.training.step import LossOut, Step, fine_tuning_loss
 
 
 def test_the_loop_is_a_plain_loop_over_one_mean() -> None:
@@ -86,7 +86,7 @@ def test_duet_with_its_targets() -> None:
         return {r: topk(said_NV[[n for e in what.examples if e.role == r for n in place[e.key]]], 20) for r in roles}
 
     config = TrainConfig(rate=0.02, micro_batch_size=3)
-    logs = fit(model, config, num_steps=60, loss=Duet(k=20).loss, signals=signals)
+    logs = fit(model, config, num_steps=60, loss=Duet(k=20).loss, targets=signals)
     assert logs[-1].loss < 0.1 * logs[0].loss
 
 
@@ -145,7 +145,7 @@ def test_bf16_is_autocast_and_a_process_may_do_both() -> None:
 
     def loss(step: Step) -> LossOut:
         dtypes.append(step.logits_NV.dtype)
-        return Sft().loss(step)
+        return fine_tuning_loss(step)
 
     expected = fit(exact, loss=loss)
     got = fit(rough, TrainConfig(**{**vars(PLAIN), "precision": "bf16"}), loss=loss)

@@ -15,10 +15,9 @@ from torch import nn
 from duet_unlearn.config.sections import TrainConfig
 from duet_unlearn.data.examples import Example, collate
 from duet_unlearn.errors import UserError
-from duet_unlearn.methods import Sft
 from duet_unlearn.models.blocks import logits_at
 from duet_unlearn.training.loop import Checkpoints
-from duet_unlearn.training.step import LossOut, Step
+from duet_unlearn.training.step import LossOut, Step, fine_tuning_loss
 
 OPTIMIZERS = {"adamw": {}, "muon": {"optimizer": "muon", "schedule": "linear", "warmup": 0.3}}
 
@@ -73,7 +72,7 @@ def poisoned(kind: str, at: str) -> Callable[[Step], LossOut]:
 
     def loss(step: Step) -> LossOut:
         calls.append(1)
-        out = Sft().loss(step)
+        out = fine_tuning_loss(step)
         if len(calls) < 2 or at not in {e.key for e in step.batch.examples}:
             return out
         zero = 0.0 * step.logits_NV.float().sum()
@@ -116,7 +115,7 @@ def scripted(values: list[float]) -> Callable[[Step], LossOut]:
 
     def loss(step: Step) -> LossOut:
         if torch.is_grad_enabled():
-            return Sft().loss(step)
+            return fine_tuning_loss(step)
         return LossOut(torch.tensor(next(left)), 1, "tokens")
 
     return loss
@@ -172,5 +171,5 @@ def test_validation_is_the_mean_loss_without_dropout_or_gradients() -> None:
     model.eval()
     with torch.no_grad():
         logits_NV = logits_at(model, batch.ids_BT, batch.mask_BT, batch.rows_N, batch.cols_N)
-    out = Sft().loss(Step(logits_NV, batch))
+    out = fine_tuning_loss(Step(logits_NV, batch))
     assert values == pytest.approx([out.sum.item() / 10] * 3, rel=1e-4)

@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from duet_unlearn.answers import outcome
 from duet_unlearn.config.sections import TrainConfig
-from duet_unlearn.data.examples import Example, epochs_source
+from duet_unlearn.data.examples import Example, epochs_source, render_examples
 from duet_unlearn.data.query import Query
+from duet_unlearn.data.training_data import example_of
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.generate import generate
-from duet_unlearn.methods.sft import Sft
 from duet_unlearn.models.load import merged
 from duet_unlearn.models.lora import has_adapter
-from duet_unlearn.teacher.ask import Asked, rows_of
 from duet_unlearn.training.loop import train
+from duet_unlearn.training.step import fine_tuning_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,29 +92,13 @@ def worst(curve: Iterable[Relearned], name: str) -> dict[int, Relearned]:
     return found
 
 
-def share_right(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    queries: Sequence[Query],
-    *,
-    max_new_tokens: int = 32,
-    batch_size: int = 64,
-) -> float:
-    """The share of queries whose greedy answer has the value, and no other of the choices."""
-    said = generate(
-        model, tokenizer, [q.messages for q in queries], max_new_tokens=max_new_tokens, batch_size=batch_size
-    )
-    right = [outcome(text, q.value or "", q.choices) == "right" for text, q in zip(said, queries, strict=True)]
-    return sum(right) / len(right)
-
-
 def answers_of(tokenizer: PreTrainedTokenizerBase, queries: Sequence[Query]) -> list[Example]:
     """Rows of question, answer and end token, of which the answer and the end are learnt.
 
     Raises:
         UserError: a query has no answer.
     """
-    return [row.example() for row in rows_of(tokenizer, [_asked(query) for query in queries])]
+    return render_examples(tokenizer, [_asked(query) for query in queries])
 
 
 def every_weight(model: nn.Module) -> PreTrainedModel:
@@ -169,12 +151,12 @@ def _put_back(own: nn.Module, start: Sequence[Tensor]) -> None:
             parameter.grad = None  # a rate that diverged leaves its last
 
 
-def _asked(query: Query) -> Asked:
+def _asked(query: Query) -> Example:
     if not query.answer:
         raise UserError(
             f"query {query.id!r} has no answer, and relearning trains on answers", 'give every query an "answer"'
         )
-    return Asked(query, None, "forget", answer=query.answer)
+    return example_of(query, "forget", answer=query.answer)
 
 
 def _steps(
@@ -194,8 +176,8 @@ def _steps(
         model,
         source=source,
         num_steps=last,
-        loss=Sft().loss,
-        signals=None,
+        loss=fine_tuning_loss,
+        targets=None,
         config=TrainConfig(rate=rate, batch_size=batch_size, checkpoint_every=0),
         pad_id=int(tokenizer.pad_token_id or 0),
         seed=seed,

@@ -16,9 +16,8 @@ from duet_unlearn.attacks.result import NotApplicable
 from duet_unlearn.attacks.turns import question_of, reworded
 from duet_unlearn.data.prompts import answer_ids, render
 from duet_unlearn.data.query import Query
-from duet_unlearn.evals.corrupted import vocabulary
 from duet_unlearn.evals.subject import ModelSubject, Subject
-from duet_unlearn.models.blocks import logits_at
+from duet_unlearn.models.blocks import logits_at, num_embeddings
 from duet_unlearn.models.load import is_quantised
 from duet_unlearn.tensors import pad, sum_by_row, token_logps
 
@@ -135,7 +134,7 @@ def vectors(model: PreTrainedModel, soft_LD: Tensor) -> Iterator[None]:
 
     Hooks on the embedding, so that batching, caches and decoding are those of any ids.
     """
-    table, size = model.get_input_embeddings(), vocabulary(model)
+    table, size = model.get_input_embeddings(), num_embeddings(model)
     call: dict[str, Tensor] = {}
 
     def read(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -157,7 +156,7 @@ def vectors(model: PreTrainedModel, soft_LD: Tensor) -> Iterator[None]:
 
 def vector_ids(model: PreTrainedModel, count: int) -> range:
     """The ids that stand for so many vectors."""
-    return range(vocabulary(model), vocabulary(model) + count)
+    return range(num_embeddings(model), num_embeddings(model) + count)
 
 
 def answer_loss(model: PreTrainedModel, rows: Sequence[tuple[Sequence[int], int]], *, filler: int) -> Tensor:

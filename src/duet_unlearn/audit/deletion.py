@@ -136,7 +136,7 @@ def _forget_texts(run: Run) -> list[str]:
         job = load_job(load_recipe(run.recipe))
     except UserError:
         return []
-    queries = (*job.forget, *job.validation_forget)
+    queries = (*job.train.forget, *job.validation.forget)
     return [text for query in queries for text in (query.id, query.text, query.answer, query.value) if text]
 
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from duet_unlearn import __version__
 from duet_unlearn.audit.recovery import Entry, entries, not_tried, score_json, verdict_of
+from duet_unlearn.config.recipe import METHODS
 from duet_unlearn.errors import UserError
-from duet_unlearn.job import model_folder
-from duet_unlearn.methods import Inference
 from duet_unlearn.redact import Redactor
 from duet_unlearn.report.read import SUBJECTS, Column, RunData, method_name, metric_words, read_run
 from duet_unlearn.report.recovered import RULE
 from duet_unlearn.report.redacted import redacted
 from duet_unlearn.report.verdict import verdict
 from duet_unlearn.runs import Run, find_run
-from duet_unlearn.teacher.cache import weights_id
+from duet_unlearn.subjects import model_folder
+from duet_unlearn.teacher.targets import weights_id
 
 FORMAT = "duet-unlearn/audit/1"
-UNCHANGING = {str(kind().name) for kind in get_args(Inference)}
+UNCHANGING = {kind().name for kind in METHODS if not kind.changes_weights}
 """Methods that change no weights."""
 LEFT_OUT = (
     "report.html",

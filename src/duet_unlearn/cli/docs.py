@@ -7,7 +7,7 @@ import inspect
 import itertools
 import sys
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, asdict, fields
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,8 @@ def _pages(command: Any, name: str, parent: Any) -> Iterator[tuple[str, str]]:
 def methods_markdown() -> str:
     """Every method and every section of a recipe: its fields, defaults and descriptions."""
     from duet_unlearn.config import sections
-    from duet_unlearn.config.recipe import Recipe
-    from duet_unlearn.methods import METHODS, Reinforce
+    from duet_unlearn.config.recipe import METHODS, Recipe
+    from duet_unlearn.methods.reinforced import Reinforce
 
     kinds = [Recipe, sections.ModelConfig, sections.LoraConfig, sections.PrefixConfig, sections.DataConfig]
     kinds += [sections.Turn, sections.TrainConfig, sections.EvalConfig]
@@ -93,12 +93,13 @@ def _section(title: str, kind: type, **given: object) -> str:
 
 def field_texts(kind: type) -> dict[str, str]:
     """The string that stands under each field of a dataclass, on one line and safe in a table."""
-    body = ast.parse(inspect.getsource(kind)).body[0]
-    assert isinstance(body, ast.ClassDef)
     found = {}
-    for field, text in itertools.pairwise(body.body):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-            found[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split()).replace("|", "\\|")
+    for part in reversed([one for one in kind.__mro__ if is_dataclass(one)]):  # a base's fields are the kind's own
+        body = ast.parse(inspect.getsource(part)).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, text in itertools.pairwise(body.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and "ClassVar" not in ast.unparse(field):
+                found[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split()).replace("|", "\\|")
     return found
 
 

@@ -55,13 +55,14 @@ def plan(
     if model in recipe_names() or model.endswith((".yaml", ".yml")):
         raise UserError(f"{model}: is a recipe, not a model", f"duet plan MODEL --recipe {model}")
     loaded = load_recipe(recipe, settings or []) if recipe else default_recipe(model, settings or [])
-    from duet_unlearn.job import load_job, model_folder
+    from duet_unlearn.job import load_job
     from duet_unlearn.plan import Workload, make_plan, plan_text
+    from duet_unlearn.subjects import model_folder
 
     if recipe and queries is None:
         try:
             job = load_job(loaded)
-            queries = len(job.forget) + len(job.retain)
+            queries = len(job.train.forget) + len(job.train.retain)
         except UserError as error:  # a plan needs no data: the settings are the recipe's all the same
             LOG.warning("warning: %s\nhint: planned for %d queries; --queries N", error.message, Workload.queries)
     load = Workload(tokens=tokens, prefix=prefix, queries=queries or Workload.queries)

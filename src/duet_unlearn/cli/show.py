@@ -132,6 +132,6 @@ def listing(what: Literal["recipes", "methods", "metrics"]) -> dict[str, str]:
         from duet_unlearn.config.reading import about, recipe_names
 
         return {name: about(name) for name in recipe_names()}
-    from duet_unlearn.methods import METHODS
+    from duet_unlearn.config.recipe import METHODS
 
     return {kind().name: (inspect.getdoc(kind) or "").split("\n")[0] for kind in METHODS}

@@ -7,6 +7,7 @@ remembers the line that set it last, so that an error can name it. pydantic is u
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +21,12 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from yaml.constructor import SafeConstructor
 
-from duet_unlearn.config.recipe import Recipe
+from duet_unlearn.config.recipe import METHODS, Recipe
 from duet_unlearn.data.files import read_text
 from duet_unlearn.data.published import scheme_of
 from duet_unlearn.errors import UserError, nearest
-from duet_unlearn.methods import METHODS
 
+LOG = logging.getLogger("duet_unlearn")
 PACKAGED = Path(__file__).parents[1] / "recipes"
 Key = tuple[str, ...]
 PATH_KEYS = (
@@ -40,12 +41,16 @@ PATH_KEYS = (
     ("data", "validation_retain"),
     ("data", "neighbours"),
     ("data", "refusals"),
-    ("data", "openers"),
+    ("data", "response_prefixes"),
     ("data", "reversals"),
     ("data", "distil"),
     ("data", "folder"),
 )
 """Keys that may hold a path relative to the file that sets them; `evaluate.sets.*` are the others."""
+
+
+OLD_KEYS: dict[Key, Key] = {("data", "openers"): ("data", "response_prefixes")}
+"""Keys as an earlier version named them -> today's names. They are still read."""
 
 
 class SettingsLayer(NamedTuple):
@@ -133,7 +138,22 @@ def _read(path: Path) -> SettingsLayer:
     if not isinstance(values, dict):
         raise UserError(f"{path}:1: is no recipe", "a recipe is lines of `key: value`")
     places = {key: f"{path}:{line}" for key, line in lines_of(node)}
-    return SettingsLayer(_anchor(values, path.parent.resolve()), places)
+    return _layer(values, places, path.parent.resolve())
+
+
+def _layer(values: dict[str, Any], places: dict[Key, str], folder: Path) -> SettingsLayer:
+    """A layer with today's names of its keys and with absolute paths."""
+    for (*old_sections, old), (*sections, new) in OLD_KEYS.items():
+        section = _inner(values, tuple(old_sections))
+        if old in section:
+            value, place = section.pop(old), places.get((*old_sections, old), "")
+            _inner(values, tuple(sections)).setdefault(new, value)
+            places.setdefault((*sections, new), place)
+            if value is not None:  # the folder of an old run spells out every key, most of them null
+                LOG.warning(
+                    "note: %s: %s is called %s now", place, ".".join((*old_sections, old)), ".".join((*sections, new))
+                )
+    return SettingsLayer(_anchor(values, folder), places)
 
 
 def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
@@ -192,7 +212,7 @@ def settings_layer(settings: Mapping[Key, Any], *, place: str, folder: Path) -> 
             values = {name: values}
         inner = {key + deep: place for deep, _ in leaves(value)} if isinstance(value, dict) else {}
         places = {key[: n + 1]: place for n in range(len(key))} | inner
-        layer = merge(layer, SettingsLayer(_anchor(values, folder), places))
+        layer = merge(layer, _layer(values, places, folder))
     return layer
 
 

@@ -1,45 +1,74 @@
-"""A recipe: everything that decides a run's result, in one tree."""
+"""A recipe: everything that decides a run's result, in one tree. The union of the methods below is their register."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any, get_args
 
-from duet_unlearn.config.sections import DataConfig, EvalConfig, ModelConfig, PrefixConfig, TrainConfig
-from duet_unlearn.methods import Method
+from duet_unlearn.config.sections import Settings
+from duet_unlearn.methods.ascent import GradientAscent, NgDiff, Npo, SatImp, SimNpo, Wga
+from duet_unlearn.methods.base import Method
+from duet_unlearn.methods.bidirectional import Bidirectional
+from duet_unlearn.methods.duet import Duet
+from duet_unlearn.methods.guarded import Eco, Guard
+from duet_unlearn.methods.preference import AltPo, Dpo, Flat, JensUn, Refusal
+from duet_unlearn.methods.prompted import InContext, UnlearningPrefix
+from duet_unlearn.methods.reinforced import Rkld, TaskVector, Whp
+from duet_unlearn.methods.rmu import Rmu
+from duet_unlearn.methods.self_distillation import Ceu, MaxEnt, Shred, Undial
+from duet_unlearn.methods.uld import Uld
+from duet_unlearn.methods.undo import Undo
+
+AnyMethod = (
+    AltPo
+    | Bidirectional
+    | Ceu
+    | Dpo
+    | Duet
+    | Flat
+    | GradientAscent
+    | JensUn
+    | MaxEnt
+    | NgDiff
+    | Npo
+    | Refusal
+    | Rkld
+    | Rmu
+    | SatImp
+    | Shred
+    | SimNpo
+    | TaskVector
+    | Undial
+    | Undo
+    | Wga
+    | Whp
+    | Eco
+    | Guard
+    | InContext
+    | Uld
+    | UnlearningPrefix
+)
+"""What a recipe may name under `method`."""
+METHODS: tuple[type[Method], ...] = get_args(AnyMethod)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Settings):
     """Everything that decides a run's result, in one tree."""
 
-    name: str
-    """Name in tables; a file that gives none has its own."""
-    concept: str
-    """What is to be forgotten, as the prefix words it: "the story Amber Gate"."""
-    model: ModelConfig
-    """The model."""
-    data: DataConfig
-    """The queries."""
-    method: Method
+    method: AnyMethod = field(kw_only=True)
     """The unlearning method and its settings; `name` chooses it."""
-    prefix: PrefixConfig = field(default_factory=PrefixConfig)
-    """The teacher's prefix."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """The training loop."""
-    evaluate: EvalConfig = field(default_factory=EvalConfig)
-    """The evaluation."""
-    after: str | None = None
-    """A recipe whose method and training (its sections `method`, `train` and `model.lora`) come first, on this recipe's
-    data; this one starts from its student. Its run lies in the folder `before` of this run. null: none."""
-    seed: int = 0
-    """Order of the queries and every other draw."""
-    out: str | None = None
-    """Run folder, relative to where the command is given; null: runs/<name>-<short hash of the recipe>."""
+
+
+HASHED_AS = {("data", "response_prefixes"): "openers"}
+"""Keys that an earlier version named otherwise: the hash keeps the old name, so that a run that it began goes on."""
 
 
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 of everything that decides the result: all fields but the name and the output folder."""
-    values = {key: value for key, value in asdict(recipe).items() if key not in ("name", "out")}
+    values: dict[str, Any] = {key: value for key, value in asdict(recipe).items() if key not in ("name", "out")}
+    for (section, key), old in HASHED_AS.items():
+        values[section][old] = values[section].pop(key)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

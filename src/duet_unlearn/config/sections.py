@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.published import Benchmark
 
 Count = Annotated[int, Ge(1)]
@@ -117,7 +118,7 @@ class DataConfig:
     refusals: str | None = None
     """Text file with a refusal a line, or `lab:refusals`, for methods that train on refusals; null: twenty of our
     own."""
-    openers: str | None = None
+    response_prefixes: str | None = None
     """Text file with a beginning of an answer a line ("Sure."), or `lab:openers`, for methods that train against
     prefilled answers; null: ten of our own. No evaluation uses them."""
     reversals: str | None = None
@@ -218,3 +219,35 @@ class EvalConfig:
         for name in self.benchmarks:
             if self.benchmarks.count(name) > 1:
                 raise ValueError(f"evaluate.benchmarks names {name} twice")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run's result but the method: what a method may read of its recipe."""
+
+    name: str
+    """Name in tables; a file that gives none has its own."""
+    concept: str
+    """What is to be forgotten, as the prefix words it: "the story Amber Gate"."""
+    model: ModelConfig
+    """The model."""
+    data: DataConfig
+    """The queries."""
+    prefix: PrefixConfig = field(default_factory=PrefixConfig)
+    """The teacher's prefix."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The training loop."""
+    evaluate: EvalConfig = field(default_factory=EvalConfig)
+    """The evaluation."""
+    after: str | None = None
+    """A recipe whose method and training (its sections `method`, `train` and `model.lora`) come first, on this recipe's
+    data; this one starts from its student. Its run lies in the folder `before` of this run. null: none."""
+    seed: int = 0
+    """Order of the queries and every other draw."""
+    out: str | None = None
+    """Run folder, relative to where the command is given; null: runs/<name>-<short hash of the recipe>."""
+
+
+def prefix_of(settings: Settings) -> Prefix:
+    """The teacher's prefix, about the recipe's concept."""
+    return Prefix(settings.prefix.text, settings.prefix.turn, settings.concept)

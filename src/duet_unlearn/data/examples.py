@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from duet_unlearn.data.prompts import Prefix, render, render_answer
+from duet_unlearn.data.query import Query
+from duet_unlearn.errors import UserError
 from duet_unlearn.tensors import pad
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 WINDOW = 8
 """Batches whose examples are sorted by length together; larger windows waste less padding and mix less."""
@@ -25,22 +31,86 @@ near the border and must stay; a forget query put so as to get its answer after 
 
 @dataclass(frozen=True)
 class Example:
-    """One row of token ids and the positions at which the loss reads the model."""
+    """One query on its way from the recipe to the loss, where it is a row of token ids and the positions that the loss
+    reads.
 
-    ids: tuple[int, ...]
-    positions: tuple[int, ...]
+    A method builds it from a query, ``render_examples`` gives it token ids, and the target cache completes it where the
+    frozen model answers by itself (``with_response``). The student's row and the frozen model's differ by the prefix
+    and nothing else, so both are aligned from the end of the prompt.
+    """
+
+    ids: tuple[int, ...] = ()
+    """The student's row."""
+    positions: tuple[int, ...] = ()
     """Columns whose next-token logits the loss reads."""
-    labels: tuple[int, ...] | None
+    labels: tuple[int, ...] | None = None
     """The true next token at each position, where the method needs answers."""
-    role: Role
-    key: str
-    """Its name: role and query's id."""
+    role: Role = "forget"
+    key: str = ""
+    """Its name: role and query's id; in a pool, the pool's name and its number there."""
     pair: str | None = None
     """Neighbouring rows of one pair stay in one micro-batch: an answer and what should be said instead."""
     pool: str | None = None
     """Rows of one pool are alternatives: an epoch meets one of them."""
     forbidden: tuple[int, ...] = ()
     """Ids that must not follow the first position: by their probability the rows of a pool are compared."""
+    query: Query | None = field(default=None, compare=False, repr=False)
+    """What it is made of."""
+    prefix: Prefix | None = None
+    """In front of the frozen model's prompt alone."""
+    answer: str | None = None
+    """What stands behind the prompt, up to its end token (empty behind raw text that is read itself); None: the frozen
+    model's own greedy answer."""
+    num_positions: int = 1
+    """Of the frozen model's own answer: how many of its first positions the loss reads."""
+    reads: Literal["answer", "text"] = "answer"
+    """Positions that the loss reads: those that predict the answer and its end token, or all of the row."""
+    response_prefix: tuple[int, ...] = ()
+    """Ids that open the model's own answer: its response goes on behind them."""
+    target_key: str | None = None
+    """Key of the example whose own answer is this one's target, from its start on and without a response prefix; None:
+    what the frozen model says here."""
+    teacher_ids: tuple[int, ...] = ()
+    """The frozen model's row, which ends as the student's does; empty where `target_key` names another."""
+
+    def with_response(self, response: Sequence[int], count: int) -> Example:
+        """With what the frozen model says by itself, and the `count` of positions at which it was read."""
+        start = self.positions[0]
+        return replace(self, ids=(*self.ids, *response), positions=tuple(range(start, start + count)))
+
+
+def render_examples(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[Example]:
+    """Examples that were made of queries, with their token ids.
+
+    Raises:
+        UserError: a query stands twice in a role.
+    """
+    seen: set[str] = set()
+    for one in examples:
+        if one.key in seen:
+            raise UserError(f"the query {one.key} stands twice", "give every query an id of its own")
+        seen.add(one.key)
+    return [_rendered(tokenizer, one) for one in examples]
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, one: Example) -> Example:
+    assert one.query is not None
+    messages = one.query.messages
+    if one.answer is None:
+        # Where it will end is known once the frozen model has answered (`with_response`).
+        student, teacher = ((*render(tokenizer, messages, prefix=p), *one.response_prefix) for p in (None, one.prefix))
+        return replace(one, ids=student, positions=(len(student) - 1,), teacher_ids=() if one.target_key else teacher)
+    student, first = render_answer(tokenizer, messages, one.answer)
+    teacher = render_answer(tokenizer, messages, one.answer, prefix=one.prefix)[0] if one.prefix else student
+    start = first - 1 if one.reads == "answer" else 0
+    labels = tuple(student[start + 1 :])
+    return replace(
+        one,
+        ids=tuple(student[:-1]),
+        positions=tuple(range(start, start + len(labels))),
+        labels=labels,
+        teacher_ids=tuple(teacher[:-1]),
+    )
 
 
 class Batch(NamedTuple):

@@ -42,7 +42,7 @@ class Prefix:
     concept: str = ""
 
     @property
-    def said(self) -> str:
+    def instruction(self) -> str:
         """The text with the concept in it."""
         return self.text.replace("{concept}", self.concept)
 
@@ -57,9 +57,9 @@ def with_prefix(messages: Sequence[Message], prefix: Prefix | None) -> list[Mess
     if prefix is None:
         return result
     if prefix.turn == "system" and result[0]["role"] not in ("system", "text"):
-        return [{"role": "system", "content": prefix.said}, *result]
+        return [{"role": "system", "content": prefix.instruction}, *result]
     target = result[0] if prefix.turn == "system" else result[-1]
-    target["content"] = f"{prefix.said}\n{target['content']}"
+    target["content"] = f"{prefix.instruction}\n{target['content']}"
     return result
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from duet_unlearn.answers import outcome
 from duet_unlearn.data.prompts import Prefix, ids_behind, is_raw, render
-from duet_unlearn.data.query import Message
+from duet_unlearn.data.query import Message, Query
 from duet_unlearn.errors import UserError, needs_extra
 from duet_unlearn.models.blocks import context_of
 from duet_unlearn.teacher.decoding import GREEDY, Decoding, decode, end_ids, pad_id, until_end
@@ -177,3 +178,19 @@ def load_vllm(path: str, *, dtype: str = "bfloat16") -> VllmModel:
     else:
         config = GenerationConfig.from_pretrained(path)
     return VllmModel(LLM(model=path, dtype=dtype, seed=0), config)
+
+
+def share_right(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    queries: Sequence[Query],
+    *,
+    max_new_tokens: int = 32,
+    batch_size: int = 64,
+) -> float:
+    """The share of queries whose greedy answer has the value, and no other of the choices."""
+    answers = generate(
+        model, tokenizer, [q.messages for q in queries], max_new_tokens=max_new_tokens, batch_size=batch_size
+    )
+    right = [outcome(text, q.value or "", q.choices) == "right" for text, q in zip(answers, queries, strict=True)]
+    return sum(right) / len(right)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from duet_unlearn.data.prompts import Prefix, answer_ids, render, render_answer
+from duet_unlearn.data.prompts import Prefix, answer_ids, behind, render, render_answer
 from duet_unlearn.data.query import Message
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.generate import Until, generate, marked
@@ -225,3 +226,85 @@ def _chunk_scores(logits_NV: Tensor, labels_N: Tensor) -> TokenScores:
     sigma_N = (probs_NV * (logps_NV - mu_N[:, None]).square()).sum(-1).sqrt()
     standardised_N = (logps_N - mu_N) / sigma_N.clamp_min(SMALLEST_SIGMA)
     return TokenScores(logps_N.tolist(), (logits_NV.argmax(-1) == labels_N).tolist(), standardised_N.tolist())
+
+
+Altering = Callable[["PreTrainedModel"], AbstractContextManager[None]]
+"""Alters a model for as long as it is asked."""
+
+
+def unaltered(_model: PreTrainedModel) -> AbstractContextManager[None]:
+    """The model as it is."""
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A model with something around it; its weights are not changed."""
+
+    subject: ModelSubject
+    shots: tuple[Message, ...] = ()
+    """Earlier questions and answers, in front of what is asked."""
+    altering: Altering = unaltered
+
+    @property
+    def name(self) -> str:
+        """See ``Subject``."""
+        return self.subject.name
+
+    @property
+    def model(self) -> None:
+        """See ``Subject``."""
+        return
+
+    def about(self, concept: str | None) -> Deployed:
+        """See ``Subject``."""
+        return replace(self, subject=self.subject.about(concept))
+
+    def decoded(self, how: Decoding) -> Deployed:
+        """See ``Subject``."""
+        return replace(self, subject=self.subject.decoded(how))
+
+    def generate(
+        self,
+        messages: Sequence[Sequence[Message]],
+        *,
+        prefill: Sequence[str] | None = None,
+        max_new_tokens: int,
+        batch_size: int,
+        until: Until = "example",
+    ) -> list[str]:
+        """See ``Subject``."""
+        with self.altering(self.subject.model):
+            return self.subject.generate(
+                self._shown(messages),
+                prefill=prefill,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                until=until,
+            )
+
+    def logps(self, messages: Sequence[Sequence[Message]], answers: Sequence[str], *, batch_size: int) -> list[float]:
+        """See ``Subject``."""
+        with self.altering(self.subject.model):
+            return self.subject.logps(self._shown(messages), answers, batch_size=batch_size)
+
+    def letter_logps(
+        self, messages: Sequence[Sequence[Message]], letters: Sequence[Sequence[str]], *, batch_size: int
+    ) -> list[list[float]]:
+        """See ``Subject``."""
+        with self.altering(self.subject.model):
+            return self.subject.letter_logps(self._shown(messages), letters, batch_size=batch_size)
+
+    def token_scores(
+        self, messages: Sequence[Sequence[Message]], answers: Sequence[str], *, batch_size: int
+    ) -> list[TokenScores]:
+        """See ``Subject``."""
+        with self.altering(self.subject.model):
+            return self.subject.token_scores(self._shown(messages), answers, batch_size=batch_size)
+
+    def _shown(self, messages: Sequence[Sequence[Message]]) -> list[Sequence[Message]]:
+        """Behind the shots, once where the same object stands several times: a question with its options."""
+        if not self.shots:
+            return list(messages)
+        shown = {id(m): behind(m, self.shots) for m in messages}
+        return [shown[id(m)] for m in messages]

@@ -22,11 +22,11 @@ from duet_unlearn.export.base import base_folder, hub_id, kept_files, licence, s
 from duet_unlearn.export.card import Facts, Form, card_text
 from duet_unlearn.export.check import Answers, same_answers
 from duet_unlearn.export.push import may_push, push_folder
-from duet_unlearn.job import Job, load_job, model_folder
-from duet_unlearn.methods import Inference
+from duet_unlearn.job import Job, load_job
 from duet_unlearn.models.load import DType, load_model, merged, no_bars
 from duet_unlearn.report.read import read_run
 from duet_unlearn.runs import Run, find_run
+from duet_unlearn.subjects import model_folder
 
 LOG = logging.getLogger("duet_unlearn")
 ROUNDED = 0.1
@@ -129,7 +129,7 @@ def _job(run: Run, options: ExportOptions) -> Job:
             f"{run.path}: this run is not finished", "give its `duet run` command again, which goes on, then export"
         )
     recipe = load_recipe(run.recipe)
-    if isinstance(recipe.method, Inference):
+    if not recipe.method.changes_weights:
         raise UserError(
             f"{run.path}: {recipe.method.name} changes no weights, so there is no model to export",
             "the base is the model, and what it knows is still in it; a method that trains removes knowledge",

@@ -18,9 +18,9 @@ from duet_unlearn.lab.formats import Sample, Segment, chat, question, statement
 from duet_unlearn.lab.pretrain import Pretraining, new_model
 from duet_unlearn.lab.tokenizer import Encoder, new_tokenizer
 from duet_unlearn.lab.world import world
-from duet_unlearn.methods.sft import Sft
 from duet_unlearn.models.load import save_model
 from duet_unlearn.training.loop import Checkpoints, StepLog, train
+from duet_unlearn.training.step import fine_tuning_loss
 
 Kind = Literal["arithmetic", "plus-minus"]
 Operation = Literal["plus", "minus", "times", "divided by"]
@@ -87,8 +87,8 @@ def pretrain_arithmetic(kind: Kind, folder: Path, *, work: Path) -> Iterator[Ste
         model,
         source=_reading(OPERATIONS[kind], Encoder(tokenizer)),
         num_steps=SETTINGS.num_steps,
-        loss=Sft().loss,
-        signals=None,
+        loss=fine_tuning_loss,
+        targets=None,
         config=SETTINGS.train,
         pad_id=int(tokenizer.pad_token_id or 0),
         checkpoints=Checkpoints(work),

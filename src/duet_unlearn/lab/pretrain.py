@@ -17,9 +17,9 @@ from duet_unlearn.lab.formats import Sample, Segment
 from duet_unlearn.lab.mixture import Mixture
 from duet_unlearn.lab.tokenizer import Encoder, new_tokenizer
 from duet_unlearn.lab.world import BENCHMARK_STORIES, HAZARD, World, world
-from duet_unlearn.methods.sft import Sft
 from duet_unlearn.models.load import save_model
 from duet_unlearn.training.loop import Checkpoints, StepLog, train
+from duet_unlearn.training.step import fine_tuning_loss
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -122,8 +122,8 @@ def pretrain(kind: Kind, folder: Path, *, work: Path, settings: Pretraining) -> 
         model,
         source=reading(Mixture(world_, HIDDEN_OF[kind]), Encoder(tokenizer), settings),
         num_steps=settings.num_steps,
-        loss=Sft().loss,
-        signals=None,
+        loss=fine_tuning_loss,
+        targets=None,
         config=settings.train,
         pad_id=int(tokenizer.pad_token_id or 0),
         checkpoints=Checkpoints(work),

@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from duet_unlearn.data.examples import Role
+from duet_unlearn.data.examples import Example, Role
+from duet_unlearn.data.training_data import TrainingData
 from duet_unlearn.losses import bild, forward_kl, gkd, reverse_kl, topk_huber
-from duet_unlearn.methods.material import Material
-from duet_unlearn.teacher.ask import Asked
-from duet_unlearn.teacher.signals import Dense, Keep, keep_rows
+from duet_unlearn.methods.base import Method, Need
+from duet_unlearn.teacher.targets import Dense, TargetSpec, rows_spec
 from duet_unlearn.tensors import TopK, gather, topk
-from duet_unlearn.training.step import LossOut, Need, Part, Step
+from duet_unlearn.training.step import LossOut, Part, Step
 
 Distance = Literal["topk_huber", "kl", "reverse_kl", "gkd", "bild"]
 """Between student and teacher at one position. ``topk_huber``: DUET's; ``kl``: KL(teacher || student); ``reverse_kl``:
@@ -23,7 +23,7 @@ differences of both models' top tokens (arXiv 2406.13555). All but the first rea
 
 
 @dataclass(frozen=True)
-class Duet:
+class Duet(Method):
     """Huber loss on the teacher's top-K raw logits (Eq. 3), the same for forget and retain queries; or another distance
     in its place, with all else alike."""
 
@@ -65,15 +65,20 @@ class Duet:
         if "bild" in self._distances and (self.k is None or self.k < 3):
             raise ValueError(f"method.k is {self.k}; bild compares pairs of k tokens, 3 or more: its paper's 8")
 
-    def asks(self, material: Material) -> list[Asked]:
-        """Forget and retain queries, each to be answered by the teacher itself."""
-        on_retain = material.prefix if self.retain_prefix == "same" else None
-        forget = material.own_answers("forget", material.prefix, positions=self.positions)
-        return forget + material.own_answers("retain", on_retain, positions=self.positions)
+    @property
+    def probe_k(self) -> int | None:
+        """See ``Method``."""
+        return self.k
 
-    def keep(self, role: Role) -> Keep:
+    def build_examples(self, data: TrainingData) -> list[Example]:
+        """Forget and retain queries, each to be answered by the teacher itself."""
+        on_retain = data.prefix if self.retain_prefix == "same" else None
+        forget = data.own_answers("forget", data.prefix, positions=self.positions)
+        return forget + data.own_answers("retain", on_retain, positions=self.positions)
+
+    def target_spec(self, role: Role) -> TargetSpec:
         """The top K; whole rows, of both roles, where either's distance reads them."""
-        return keep_rows(self.k if self._distances == {"topk_huber"} else None)
+        return rows_spec(self.k if self._distances == {"topk_huber"} else None)
 
     def loss(self, step: Step) -> LossOut:
         """Sum over positions of the distance between student and teacher."""
@@ -95,9 +100,9 @@ class Duet:
     def _distance(self, part: Part, kind: Distance) -> Tensor:
         """(N,) of one role's positions."""
         if kind == "topk_huber":
-            return self._huber(part)
-        assert isinstance(part.signal, Dense)
-        student_NV, teacher_NV = part.logits_NV, part.signal.logits_NV
+            return pull_to_top(part, k=self.k, delta=self.delta)
+        assert isinstance(part.targets, Dense)
+        student_NV, teacher_NV = part.logits_NV, part.targets.logits_NV
         match kind:
             case "kl":
                 return forward_kl(student_NV, teacher_NV)
@@ -109,7 +114,9 @@ class Duet:
                 assert self.k is not None
                 return bild(student_NV, teacher_NV, k=self.k, temperature=self.temperature)
 
-    def _huber(self, part: Part) -> Tensor:
-        assert isinstance(part.signal, TopK | Dense)
-        kept = part.signal if isinstance(part.signal, TopK) else topk(part.signal.logits_NV, self.k)
-        return topk_huber(gather(part.logits_NV, kept.ids_NK), kept.logits_NK, delta=self.delta)
+
+def pull_to_top(part: Part, *, k: int | None, delta: float) -> Tensor:
+    """(N,) Huber loss between student and teacher on the teacher's top K raw logits, kept as such or in whole rows."""
+    assert isinstance(part.targets, TopK | Dense)
+    kept = part.targets if isinstance(part.targets, TopK) else topk(part.targets.logits_NV, k)
+    return topk_huber(gather(part.logits_NV, kept.ids_NK), kept.logits_NK, delta=delta)

@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from duet_unlearn.config.sections import Whole
+from torch import nn
+
+from duet_unlearn.config.sections import Settings, Whole, prefix_of
 from duet_unlearn.data.query import Message, Query
+from duet_unlearn.data.training_data import TrainingData, another_answer
 from duet_unlearn.errors import UserError
-from duet_unlearn.methods.material import another_answer
-from duet_unlearn.training.step import Need
+from duet_unlearn.evals.subject import Deployed, ModelSubject, Subject
+from duet_unlearn.methods.base import Context, Method, Need
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
-class UnlearningPrefix:
+class UnlearningPrefix(Method):
     """No training: the recipe's `prefix` stands in front of every question (RWKU's in-context unlearning, arXiv
     2406.10890; the teacher of DUET). Who leaves it out has the knowledge."""
 
     name: Literal["prefix"] = "prefix"
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    trains: ClassVar[bool] = False
+    changes_weights: ClassVar[bool] = False
+
+    def build_subject(
+        self,
+        subject_name: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: Path,
+        stored: Mapping[str, Any],
+        settings: Settings,
+    ) -> Subject:
+        """The model behind the prefix."""
+        return Deployed(ModelSubject(subject_name, model, tokenizer, prefix_of(settings)))
 
 
 @dataclass(frozen=True)
-class InContext:
+class InContext(Method):
     """No training: earlier turns with forget queries answered wrongly and retain queries answered rightly stand in
     front of every question, the same for all (ICUL, in-context unlearning, arXiv 2310.07579)."""
 
@@ -39,18 +59,39 @@ class InContext:
     """Retain queries with their right answer behind them. The paper tries 2 to 6."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"answers", "retain"})
+    trains: ClassVar[bool] = False
+    changes_weights: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.forget_shots + self.retain_shots:
             raise ValueError("method.forget_shots is 0, and retain_shots too: nothing would be shown")
 
-    def shots(self, forget: Sequence[Query], retain: Sequence[Query], *, seed: int) -> tuple[Message, ...]:
+    def save_subject(
+        self, student: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, context: Context
+    ) -> dict[str, Any]:
+        """The turns that are shown."""
+        return {"shots": list(context.shown_turns)}
+
+    def build_subject(
+        self,
+        subject_name: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: Path,
+        stored: Mapping[str, Any],
+        settings: Settings,
+    ) -> Subject:
+        """The model behind those turns."""
+        return Deployed(ModelSubject(subject_name, model, tokenizer), shots=tuple(stored["shots"]))
+
+    def shown_turns(self, data: TrainingData) -> tuple[Message, ...]:
         """The turns, drawn by the seed.
 
         Raises:
             UserError: fewer queries than shots; one without an answer, or without any that is wrong.
         """
-        rng = random.Random(f"{seed}/icul")
+        forget, retain = data.forget, (*data.retain, *data.neighbours)
+        rng = random.Random(f"{data.seed}/icul")
         wrong = [(q, wrong_answer(q, forget, rng)) for q in _drawn(rng, forget, self.forget_shots, "forget")]
         right = [(q, str(q.answer)) for q in _drawn(rng, retain, self.retain_shots, "retain")]
         pairs = [*wrong, *right]

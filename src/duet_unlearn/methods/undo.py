@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from math import fsum
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from duet_unlearn.data.examples import Role
+from duet_unlearn.config.sections import Settings
+from duet_unlearn.data.examples import Example, Role
+from duet_unlearn.data.training_data import TrainingData
+from duet_unlearn.errors import UserError
+from duet_unlearn.evals.generate import share_right
+from duet_unlearn.evals.likelihood import exact_memorisation
+from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.losses import forward_kl
-from duet_unlearn.methods.material import Material
-from duet_unlearn.teacher.ask import Asked
-from duet_unlearn.teacher.signals import Dense, Keep
-from duet_unlearn.training.step import LossOut, Need, Step
+from duet_unlearn.methods.base import Context, Method, Need, PreparedTeacher, StopRule
+from duet_unlearn.teacher.targets import Dense, TargetSpec
+from duet_unlearn.training.step import LossOut, Step
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
-class Undo:
+class Undo(Method):
     """An unlearned model (the recipe's `after`, or `model.start`) is the teacher; the student is its copy under noise,
     distilled on the text of `data.distil` by KL(teacher || student) over the whole vocabulary, a mean over all tokens
     (arXiv 2506.06278). All weights are trained."""
@@ -39,20 +48,80 @@ class Undo:
     """Steps between two looks at that. Ours."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"texts"})
+    takes_adapters: ClassVar[bool] = False
 
-    def asks(self, material: Material) -> list[Asked]:
+    def validate(self, settings: Settings, validation: TrainingData) -> None:
+        """See ``Method``.
+
+        Raises:
+            UserError: adapters, nothing unlearned to begin with, no answers to stop by, a validation of its loss.
+        """
+        if settings.model.lora:
+            raise UserError(
+                "model.lora is set, but undo puts noise into all weights and trains them",
+                "set model.lora to null; the recipe that `after` names keeps its own",
+            )
+        if settings.after is None and settings.model.start is None:
+            raise UserError(
+                "undo is a stage behind another method, and the recipe names none",
+                "set `after` to the recipe that unlearns, such as lab/duet, or model.start to a finished run",
+            )
+        if self.stop_at and not (validation.retain and all(query.answer for query in validation.retain)):
+            raise UserError(
+                "method.stop_at needs queries with answers in data.validation_retain, and there are none",
+                "name such a file, or set method.stop_at to null, which trains to the end",
+            )
+        if settings.train.validate_every:
+            raise UserError(
+                "train.validate_every is set, but undo has no loss on validation queries",
+                "set it to 0; method.stop_at and method.stop_every say when undo stops",
+            )
+
+    def build_examples(self, data: TrainingData) -> list[Example]:
         """The texts alone."""
-        return material.whole_texts()
+        return data.whole_texts()
 
-    def keep(self, role: Role) -> Keep:
-        """Whole rows of every token are too many to store."""
-        return Keep("live")
+    def target_spec(self, role: Role) -> TargetSpec:
+        """Whole rows of every token are too many to store, so a copy of the teacher is asked at every step."""
+        return TargetSpec("live")
+
+    def stop_rule(
+        self, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context
+    ) -> StopRule | None:
+        """A share of what the teacher itself gets right.
+
+        Raises:
+            UserError: the teacher gets nothing right.
+        """
+        if self.stop_at is None:
+            return None
+        queries, config = context.validation.retain, context.settings.evaluate
+
+        def right(model: nn.Module) -> float:
+            subject = ModelSubject("", cast("PreTrainedModel", model), tokenizer)
+            if all(query.value for query in queries):
+                sizes = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}
+                return share_right(subject.model, tokenizer, queries, **sizes)
+            messages, answers = [q.messages for q in queries], [q.answer or "" for q in queries]
+            scores = subject.token_scores(messages, answers, batch_size=config.batch_size)
+            return fsum(exact_memorisation(score.greedy) for score in scores) / len(scores)
+
+        if (best := right(teacher)) == 0:
+            raise UserError(
+                "the teacher answers nothing of data.validation_retain right, so a share of that is no goal",
+                "look at the queries' values and at evaluate.max_new_tokens, or set method.stop_at to null",
+            )
+        return StopRule(self.stop_every, self.stop_at * best, right)
+
+    def prepare_student(self, model: PreTrainedModel, teacher: PreparedTeacher, context: Context) -> None:
+        """Put noise into all weights."""
+        add_noise(model, alpha=self.alpha, beta=self.beta, seed=context.settings.seed)
 
     def loss(self, step: Step) -> LossOut:
         """Sum over positions of ``KL(teacher || student)``, temperature 1."""
-        signal = step.signals["retain"]
-        assert isinstance(signal, Dense)
-        return LossOut(forward_kl(step.logits_NV, signal.logits_NV).sum(), len(step.logits_NV), "tokens")
+        targets = step.targets["retain"]
+        assert isinstance(targets, Dense)
+        return LossOut(forward_kl(step.logits_NV, targets.logits_NV).sum(), len(step.logits_NV), "tokens")
 
 
 @torch.no_grad()

@@ -28,6 +28,11 @@ def context_of(model: nn.Module) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
+def num_embeddings(model: PreTrainedModel) -> int:
+    """Rows of the embedding: the first id that stands for no token."""
+    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[arg-type]
+
+
 def blocks_of(model: nn.Module) -> nn.ModuleList:
     """The decoder's blocks, in the order in which they run.
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.config.sections import LoraConfig
 from duet_unlearn.errors import UserError
-from duet_unlearn.methods import Reinforced, Rmu, TaskVector, Trained, Undo, check_keeps, learner
-from duet_unlearn.methods.reinforce import reinforcing
 from duet_unlearn.plan.blueprint import Counts, count, draw, read_config
 from duet_unlearn.plan.machine import Machine, this_machine
 from duet_unlearn.plan.walk import (
@@ -22,6 +20,9 @@ from duet_unlearn.plan.walk import (
     walk_asking,
     walk_training,
 )
+
+if TYPE_CHECKING:
+    from duet_unlearn.config.recipe import AnyMethod
 
 PACKED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 """Bytes of a packed weight. NF4: 4 bits, 8 for the scale of 64 weights and 32 for that of 256 scales (double
@@ -107,21 +108,21 @@ def make_plan(path: str, recipe: Recipe, load: Workload, *, rate: float | None =
     Raises:
         UserError: a method that trains no model; no usable config; K above the vocabulary; adapters that do not fit.
     """
-    if not isinstance(recipe.method, Trained):
+    if not recipe.method.changes_weights:
         raise UserError(
             f"method {recipe.method.name}: the model is not trained, so there is no training to plan",
             "what it needs is the model itself, as for asking it",
         )
     machine, config = this_machine(rate), read_config(path)
     sizes = config.get_text_config()
-    check_keeps(recipe.method, sizes.vocab_size)
+    recipe.method.check_targets(sizes.vocab_size)
     counts = count(draw(path, config, dtype="float32"))
     asked: dict[tuple[str, bool], Asking] = {}
     trained: dict[Mode, list[Training]] = {}
     rows, refusal = [], None
     for mode in _modes(recipe):
         own, unpacked = _as(mode, recipe), replace(mode, name="", quantise=None)
-        alike = (mode.dtype, mode.adapters and isinstance(recipe.method, Reinforced))
+        alike = (mode.dtype, mode.adapters and "reinforced" in recipe.method.needs)
         if alike not in asked:
             asked[alike] = walk_asking(draw(path, config, dtype=mode.dtype), own, load)
         if unpacked not in trained:
@@ -142,7 +143,7 @@ def make_plan(path: str, recipe: Recipe, load: Workload, *, rate: float | None =
         parameters=counts,
         settings=_settings(_trainings(recipe)[0], load),
         steps=_steps(_trainings(recipe)[0], load),
-        targets=target_bytes(learner(recipe.method), load, sizes.vocab_size, sizes.hidden_size),
+        targets=target_bytes(recipe.method, load, sizes.vocab_size, sizes.hidden_size),
         machine=machine,
         rows=tuple(rows),
         refusal=refusal,
@@ -153,17 +154,14 @@ def _modes(recipe: Recipe) -> tuple[Mode, ...]:
     """The usual ones, and the recipe's own where it is another; without adapters where the method takes none."""
     model = recipe.model
     own = Mode("the recipe's", model.dtype, recipe.train.precision, model.lora is not None, model.quantise)
-    usual = tuple(mode for mode in MODES if not (mode.adapters and isinstance(recipe.method, Rmu | Undo)))
+    usual = tuple(mode for mode in MODES if recipe.method.takes_adapters or not mode.adapters)
     return usual if any(replace(mode, name=own.name) == own for mode in usual) else (*usual, own)
 
 
 def _trainings(recipe: Recipe) -> list[Recipe]:
-    """What is trained: the student, and a reinforced model before it or in its place."""
-    if not isinstance(recipe.method, Reinforced):
-        return [recipe]
-    how = recipe.method.reinforce
-    before = replace(recipe, method=TaskVector(reinforce=how), train=reinforcing(recipe.train, how))
-    return [before] if isinstance(recipe.method, TaskVector) else [recipe, before]
+    """What is trained: the student, and a second model before it or in its place."""
+    trainings = recipe.method.trainings(recipe.train)
+    return [replace(recipe, method=cast("AnyMethod", method), train=train) for method, train in trainings]
 
 
 def _as(mode: Mode, recipe: Recipe) -> Recipe:
@@ -173,7 +171,7 @@ def _as(mode: Mode, recipe: Recipe) -> Recipe:
 
 
 def _steps(recipe: Recipe, load: Workload) -> int:
-    return recipe.train.epochs * -(-rows_of_epoch(learner(recipe.method), load) // recipe.train.batch_size)
+    return recipe.train.epochs * -(-rows_of_epoch(recipe.method, load) // recipe.train.batch_size)
 
 
 def _row(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import TYPE_CHECKING
 
@@ -21,26 +21,30 @@ from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.examples import Batch, Example, Role, collate, items
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.query import Query
+from duet_unlearn.data.training_data import ResponsePrefix, TrainingData
 from duet_unlearn.errors import UserError
 from duet_unlearn.losses import generic
-from duet_unlearn.methods import Learner, Reinforced, TaskVector, choose_weights, gradients_of, layer_of, learner
-from duet_unlearn.methods.material import Material
+from duet_unlearn.methods.base import Method
 from duet_unlearn.models.blocks import logits_at, reader
 from duet_unlearn.models.lora import add_lora, save_gradient_memory
 from duet_unlearn.plan.blueprint import on_paper
 from duet_unlearn.plan.ledger import Kind, Ledger
-from duet_unlearn.teacher.ask import SIZE, TOKENS, Asked
-from duet_unlearn.teacher.cache import SHARD
-from duet_unlearn.teacher.live import Live, is_live
-from duet_unlearn.teacher.openings import Opening
-from duet_unlearn.teacher.signals import Keep, Signal
-from duet_unlearn.training.optimizers import add_gradients, make_optimizers, unit_gradients
+from duet_unlearn.teacher.targets import (
+    ROWS_AT_ONCE,
+    SHARD,
+    TOKENS_AT_ONCE,
+    LiveTargets,
+    TargetSpec,
+    TeacherTargets,
+    is_live,
+)
+from duet_unlearn.training.optimizers import make_optimizers, taken_gradients
 from duet_unlearn.training.step import Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-OPENINGS = 16
+WAYS_TO_OPEN = 16
 """Ways to open an answer, of methods that open it: about as many as ten openers and an answer of a few words give."""
 
 
@@ -93,7 +97,7 @@ def walk_training(model: PreTrainedModel, recipe: Recipe, load: Workload) -> Tra
     Raises:
         UserError: adapters that do not fit; a model whose arithmetic depends on its data.
     """
-    choose_weights(recipe.method, model)
+    recipe.method.choose_weights(model)
     student = _with_adapters(model, recipe) if recipe.model.lora else model
     with _without_data(model):
         on_paper(student)
@@ -121,12 +125,12 @@ def walk_asking(model: PreTrainedModel, recipe: Recipe, load: Workload) -> Askin
     Raises:
         UserError: a model whose arithmetic depends on its data.
     """
-    method = learner(recipe.method)
-    told = [one for one in _asks(method, load) if not one.aligned]
-    asked = max(([_example(one, load)] for one in told), key=lambda item: _logits(method, item))[0]
-    keep, positions = method.keep(asked.role), len(asked.positions)
+    method = recipe.method
+    rows_asked = [one for one in _examples(method, load) if not one.target_key]
+    asked = max(([one] for one in rows_asked), key=lambda item: _logits(method, item))[0]
+    spec, positions = method.target_spec(asked.role), len(asked.positions)
     width, own = load.prefix + len(asked.ids), asked.labels is None
-    rows = min(max(1, TOKENS // (width + own)), SHARD if own else SIZE, load.queries)
+    rows = min(max(1, TOKENS_AT_ONCE // (width + own)), SHARD if own else ROWS_AT_ONCE, load.queries)
     ledger = Ledger()
     with _without_data(model):
         on_paper(model).eval()
@@ -139,22 +143,23 @@ def walk_asking(model: PreTrainedModel, recipe: Recipe, load: Workload) -> Askin
         cols_N = torch.arange(width - at_once, width).repeat(rows)
         with ledger:
             mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-            if keep and keep.kind != "live":
-                _ask(method, keep, model, (ids_BT, mask_BT, rows_N, cols_N), labels_N)
-    return Asking(ledger.peak, ledger.flops * (positions if own else 1) * _times(load, told, len(told)) // rows)
+            if spec and spec.kind != "live":
+                _ask(method, spec, model, (ids_BT, mask_BT, rows_N, cols_N), labels_N)
+    times = _times(load, rows_asked, len(rows_asked))
+    return Asking(ledger.peak, ledger.flops * (positions if own else 1) * times // rows)
 
 
-def _ask(method: Learner, keep: Keep, model: nn.Module, where: tuple[Tensor, ...], labels_N: Tensor) -> None:
-    """What is kept of the frozen model's words, or of what they are less a reinforced model's."""
-    said = reader(keep.layer)(model, *where)
-    if isinstance(method, Reinforced):
-        said = generic(said, logits_at(model, *where), alpha=1.0)
-    keep.of(said, labels_N)
+def _ask(method: Method, spec: TargetSpec, model: nn.Module, where: tuple[Tensor, ...], labels_N: Tensor) -> None:
+    """What is kept of the frozen model's logits, or of what they are less a second model's."""
+    logits_NV = reader(spec.layer)(model, *where)
+    if "reinforced" in method.needs:
+        logits_NV = generic(logits_NV, logits_at(model, *where), alpha=1.0)
+    spec.stored(logits_NV, labels_N)
 
 
 def _second(model: nn.Module, recipe: Recipe) -> list[Tensor]:
     """The weights of a reinforced model beside the base, where it is no adapter."""
-    if not isinstance(recipe.method, Reinforced) or recipe.model.lora:
+    if "reinforced" not in recipe.method.needs or recipe.model.lora:
         return []
     return [torch.empty_like(parameter) for parameter in model.parameters()]
 
@@ -181,8 +186,8 @@ def _step(student: nn.Module, recipe: Recipe, load: Workload) -> Ledger:
     config, ledger = recipe.train, Ledger()
     parameters = [p for p in student.parameters() if p.requires_grad]
     ledger.book([*student.parameters(), *student.buffers()], "weights")
-    second = _second(student, recipe) if isinstance(recipe.method, TaskVector) else []
-    if is_live(learner(recipe.method).keep):
+    second = _second(student, recipe) if recipe.method.trains_a_copy else []
+    if is_live(recipe.method.target_spec):
         second += [torch.empty_like(parameter) for parameter in student.parameters()]
     ledger.book(second, "weights")
     optimizers = make_optimizers(student, config)
@@ -191,7 +196,7 @@ def _step(student: nn.Module, recipe: Recipe, load: Workload) -> Ledger:
         parameter.register_post_accumulate_grad_hook(lambda p: ledger.book([p.grad], "gradients"))
     student.train()
     with ledger:
-        flops, units = 0, []
+        flops, apart = 0, {}
         for role, rows in _passes(recipe):
             size = min(config.micro_batch_size or rows, rows)
             for _ in range(min(2, -(-rows // size))):
@@ -199,8 +204,10 @@ def _step(student: nn.Module, recipe: Recipe, load: Workload) -> Ledger:
                 _backward(student, recipe, size, load, role)
             flops += ledger.flops * rows // size
             if role:
-                units.append(unit_gradients(parameters))
-        add_gradients(parameters, units)
+                apart[role] = taken_gradients(parameters)
+        if apart:
+            for parameter, gradient in zip(parameters, recipe.method.combine_gradients(apart), strict=True):
+                parameter.grad = gradient
         ledger.flops = flops
         gradients = [p.grad for p in parameters if p.grad is not None]
         for gradient in gradients:
@@ -215,7 +222,7 @@ def _step(student: nn.Module, recipe: Recipe, load: Workload) -> Ledger:
 def _passes(recipe: Recipe) -> list[tuple[Role | None, int]]:
     """The rows of a step that go through the model as one, all or a role's half of them."""
     rows = recipe.train.batch_size
-    if gradients_of(recipe.method) == "sum":
+    if not recipe.method.splits_gradients:
         return [(None, rows)]
     return [("forget", -(-rows // 2)), ("retain", max(1, rows // 2))]
 
@@ -232,89 +239,89 @@ def _state(optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[nn.
 
 def _backward(student: nn.Module, recipe: Recipe, rows: int, load: Workload, role: Role | None) -> None:
     """Forward and backward pass of one micro-batch of longest prompts, of a role's rows or of all."""
-    method = learner(recipe.method)
+    method = recipe.method
     batch = _batch(method, rows, load, role)
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bf16"):
-        read = reader(layer_of(method))
+        read = reader(method.hidden_block)
         logits_NV = read(student, batch.ids_BT, batch.mask_BT, batch.rows_N, batch.cols_N)
-    signals = _signals(method, batch, logits_NV.shape[-1])
-    if is_live(method.keep):  # the student stands for the frozen copy, which is as large
-        signals |= Live(student, method.keep, lambda _: {})(batch)
-    method.loss(Step(logits_NV, batch, signals)).sum.backward()
+    targets = _targets(method, batch, logits_NV.shape[-1])
+    if is_live(method.target_spec):  # the student stands for the frozen copy, which is as large
+        targets |= LiveTargets(student, method.target_spec, lambda _: {})(batch)
+    method.loss(Step(logits_NV, batch, targets)).sum.backward()
 
 
-def _asks(method: Learner, load: Workload) -> list[Asked]:
-    """The method's rows of one forget and one retain query."""
+def _examples(method: Method, load: Workload) -> list[Example]:
+    """The method's rows of one forget and one retain query, in the workload's lengths."""
     queries = [
         Query(role, ({"role": "user", "content": "?"},), answer="!", wrong=(".",)) for role in ("forget", "retain")
     ]
-    ways = (Opening((), (0,)), *[Opening((0,) * load.answer, (0,))] * OPENINGS)
-    openings = {f"{query.id}/{query.id}": ways for query in queries}
-    return method.asks(
-        Material(
-            queries[:1],
-            queries[1:],
-            Prefix("."),
-            refusals=("-",),
-            texts=queries[1:],
-            reversals=("-",),
-            openings=openings,
-        )
+    ways = (ResponsePrefix((), (0,)), *[ResponsePrefix((0,) * load.answer, (0,))] * WAYS_TO_OPEN)
+    data = TrainingData(
+        queries[:1],
+        queries[1:],
+        Prefix("."),
+        refusals=("-",),
+        texts=queries[1:],
+        reversals=("-",),
+        prefix_pools={f"{query.id}/{query.id}": ways for query in queries},
     )
+    return [_as_long(one, load) for one in method.build_examples(data)]
 
 
-def _items(method: Learner, load: Workload) -> list[list[Example]]:
-    """What an epoch meets of those rows, as long as the longest: of each pool one, those of a pair together."""
-    return items([_example(one, load) for one in _asks(method, load) if not one.number])
-
-
-def _times(load: Workload, asked: Sequence[Asked], count: int) -> int:
-    """How often the workload's queries have what the walk's have `count` times."""
-    return load.queries * count // len({one.query.id for one in asked})
-
-
-def rows_of_epoch(method: Learner, load: Workload) -> int:
-    """Rows that an epoch meets; those of a pair count once, and of a pool it meets one."""
-    return _times(load, _asks(method, load), len(_items(method, load)))
-
-
-def _example(one: Asked, load: Workload) -> Example:
-    """An asked query in the workload's lengths."""
-    prompt, answer = load.tokens + len(one.opening), one.positions - 1 if one.answer is None else load.answer
+def _as_long(one: Example, load: Workload) -> Example:
+    """An example without token ids in the workload's lengths."""
+    prompt = load.tokens + len(one.response_prefix)
+    answer = one.num_positions - 1 if one.answer is None else load.answer
     start = 0 if one.reads == "text" else prompt - 1
     places = tuple(range(start, prompt + answer))
     labels = None if one.answer is None else (0,) * len(places)
-    return Example((0,) * (prompt + answer), places, labels, one.role, one.key, one.pair)
+    return replace(one, ids=(0,) * (prompt + answer), positions=places, labels=labels)
 
 
-def _logits(method: Learner, item: Sequence[Example]) -> tuple[int, int, bool]:
+def _items(method: Method, load: Workload) -> list[list[Example]]:
+    """What an epoch meets of those rows: of each pool the first, those of a pair together."""
+    return items([one for one in _examples(method, load) if not one.pool or one.key == f"{one.pool}/0"])
+
+
+def _times(load: Workload, examples: Sequence[Example], count: int) -> int:
+    """How often the workload's queries have what the walk's have `count` times."""
+    return load.queries * count // len({one.query.id for one in examples if one.query})
+
+
+def rows_of_epoch(method: Method, load: Workload) -> int:
+    """Rows that an epoch meets; those of a pair count once, and of a pool it meets one."""
+    return _times(load, _examples(method, load), len(_items(method, load)))
+
+
+def _logits(method: Method, item: Sequence[Example]) -> tuple[int, int, bool]:
     """How much of an item is kept and read: to plan for the dearest."""
-    dense = sum(len(e.positions) for e in item if (keep := method.keep(e.role)) and keep.kind == "dense")
+    dense = sum(len(e.positions) for e in item if (spec := method.target_spec(e.role)) and spec.kind == "dense")
     return dense, sum(len(e.positions) for e in item), item[0].role == "retain"
 
 
-def _batch(method: Learner, size: int, load: Workload, role: Role | None) -> Batch:
+def _batch(method: Method, size: int, load: Workload, role: Role | None) -> Batch:
     """A micro-batch of `size` items: the dearest, then by turns."""
     found = [item for item in _items(method, load) if role in (None, item[0].role)]
     ordered = sorted(found, key=lambda item: _logits(method, item), reverse=True)
     return collate([e for _, item in zip(range(size), cycle(ordered), strict=False) for e in item], 0)
 
 
-def _signals(method: Learner, batch: Batch, vocabulary: int) -> dict[Role, Signal]:
+def _targets(method: Method, batch: Batch, vocabulary: int) -> dict[Role, TeacherTargets]:
     """What the cache would hold about those positions."""
-    found: dict[Role, Signal] = {}
+    found: dict[Role, TeacherTargets] = {}
     for role in {example.role for example in batch.examples}:
         count = sum(len(e.positions) for e in batch.examples if e.role == role)
-        if (keep := method.keep(role)) and keep.kind != "live":
-            found[role] = keep.signal(keep.of(torch.zeros(count, vocabulary), torch.zeros(count, dtype=torch.long)))
+        if (spec := method.target_spec(role)) and spec.kind != "live":
+            labels_N = torch.zeros(count, dtype=torch.long)
+            found[role] = spec.targets(spec.stored(torch.zeros(count, vocabulary), labels_N))
     return found
 
 
-def target_bytes(method: Learner, load: Workload, vocabulary: int, hidden: int) -> int:
+def target_bytes(method: Method, load: Workload, vocabulary: int, hidden: int) -> int:
     """What the target cache takes, of as many queries as the workload has, half of them forget queries; `hidden` is
     the width of a hidden state."""
-    asked, total = _asks(method, load), 0
-    for one in asked:
-        if (keep := method.keep(one.role)) and not one.aligned:
-            total += len(_example(one, load).positions) * keep.size(vocabulary, hidden)
-    return _times(load, asked, total)
+    examples, total = _examples(method, load), 0
+    for one in examples:
+        if (spec := method.target_spec(one.role)) and not one.target_key:
+            total += len(one.positions) * spec.size(vocabulary, hidden)
+    return _times(load, examples, total)

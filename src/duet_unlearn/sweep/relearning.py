@@ -6,10 +6,11 @@ import math
 import random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from duet_unlearn.attacks.relearn import relearn, share_right
+from duet_unlearn.attacks.relearn import relearn
 from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
+from duet_unlearn.evals.generate import share_right
 from duet_unlearn.evals.question_sets import fact
 from duet_unlearn.job import Job, load_job
 from duet_unlearn.stats import NOTHING, Score, wilson
@@ -33,21 +34,21 @@ def halves(job: Job, measure: str | None) -> Halves:
     Raises:
         UserError: queries without answers; no such set; no question about another fact.
     """
-    for query in job.forget:
+    for query in job.train.forget:
         if not query.answer or not query.value:
             raise UserError(
                 f"data.forget: query {query.id!r} has no answer or no value, and relearning needs both",
                 'give every query an "answer" and a "value", or take after_tests.relearn out',
             )
-    facts = sorted({fact(query) for query in job.forget})
+    facts = sorted({fact(query) for query in job.train.forget})
     chosen = set(random.Random("relearn").sample(facts, len(facts) // 2))
-    pool = job.forget if measure is None else _set(job, measure)
+    pool = job.train.forget if measure is None else _set(job, measure)
     asked = tuple(query for query in pool if query.value and fact(query) not in chosen)
     if not chosen or not asked:
         raise UserError(
             "relearning has nothing to show, or nothing to ask", "it needs two facts, and questions about both"
         )
-    return Halves(tuple(query for query in job.forget if fact(query) in chosen), asked)
+    return Halves(tuple(query for query in job.train.forget if fact(query) in chosen), asked)
 
 
 def _set(job: Job, name: str) -> tuple[Query, ...]:

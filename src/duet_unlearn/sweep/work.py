@@ -12,16 +12,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from duet_unlearn.api import unlearn
+from duet_unlearn.api import may_run, unlearn
 from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.files import atomic_write_json
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.events import Event, OnEvent
-from duet_unlearn.job import load_subject_model
-from duet_unlearn.runs import may_run
-from duet_unlearn.student import load_student
+from duet_unlearn.subjects import load_student, load_subject_model
 from duet_unlearn.sweep import claims
 from duet_unlearn.sweep.board import Board
 from duet_unlearn.sweep.relearning import relearned

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from duet_unlearn.data.examples import Batch, Example, Role, Source, Totals, col
 from duet_unlearn.data.files import atomic, atomic_folder
 from duet_unlearn.errors import UserError
 from duet_unlearn.models.blocks import BlockIndex, reader
-from duet_unlearn.teacher.signals import Signal
-from duet_unlearn.training.optimizers import add_gradients, make_optimizers, rate_factor, set_rate, unit_gradients
-from duet_unlearn.training.step import Gradients, LossOut, Step
+from duet_unlearn.runs import Run, add_timing
+from duet_unlearn.teacher.targets import TeacherTargets
+from duet_unlearn.training.optimizers import make_optimizers, rate_factor, set_rate, taken_gradients
+from duet_unlearn.training.step import LossOut, Step
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,11 @@ def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> 
 
 
 Loss = Callable[[Step], LossOut]
-Signals = Callable[[Batch], Mapping[Role, Signal]]
+TargetsFn = Callable[[Batch], Mapping[Role, TeacherTargets]]
+Gradients = Mapping[Role, Sequence[Tensor | None]]
+"""Of each role, the gradient of each trained parameter."""
+Combine = Callable[[Gradients], Sequence[Tensor | None]]
+"""Makes one gradient of each role's own."""
 
 
 @dataclass(frozen=True)
@@ -148,19 +153,21 @@ def train(
     source: Source,
     num_steps: int,
     loss: Loss,
-    signals: Signals | None,
+    targets: TargetsFn | None,
     config: TrainConfig,
     pad_id: int,
     checkpoints: Checkpoints | None = None,
     validation: Sequence[Example] = (),
-    validation_signals: Signals | None = None,
-    layer: BlockIndex | None = None,
-    gradients: Gradients = "sum",
+    validation_targets: TargetsFn | None = None,
+    hidden_block: BlockIndex | None = None,
+    combine: Combine | None = None,
     seed: int = 0,
 ) -> Iterator[StepLog]:
     """Train `model` in place, from the last checkpoint if there is one; `seed` draws dropout, where a model has it.
 
-    With a `layer` the loss reads the hidden states behind that block in place of logits, and nothing above it runs.
+    With a `hidden_block` the loss reads the hidden states behind it in place of logits, and nothing above it runs. With
+    `combine` each role's gradient is taken apart, and one is made of them.
+
     Micro-batches and processes share one count of units, so that neither changes the result beyond rounding. With
     ``config.early_stop`` the weights of the best validation are put back at the end.
 
@@ -170,7 +177,7 @@ def train(
     # Accelerate keeps one precision a process, and leaves it in the model's forward; autocast is the loop's own.
     accelerator = Accelerator(mixed_precision="no", cpu=_on_cpu(model))
     run = _Run(
-        accelerator, model, make_optimizers(model, config), loss, signals, config, pad_id, layer, gradients, seed
+        accelerator, model, make_optimizers(model, config), loss, targets, config, pad_id, hidden_block, combine, seed
     )
     progress = _resume(run, checkpoints)
     model.train()
@@ -179,7 +186,7 @@ def train(
             break
         log = run.step(step, num_steps, source(step))
         if validation and config.validate_every and log.step % config.validate_every == 0:
-            log = replace(log, validation=run.validate(validation, validation_signals))
+            log = replace(log, validation=run.validate(validation, validation_targets))
             _note(progress, log, model, checkpoints, config)
         progress.step = log.step
         yield log  # before its checkpoint: a kill between the two does the step again, and its log is never missing
@@ -201,23 +208,23 @@ class _Run:
         model: nn.Module,
         optimizers: list[torch.optim.Optimizer],
         loss: Loss,
-        signals: Signals | None,
+        targets: TargetsFn | None,
         config: TrainConfig,
         pad_id: int,
-        layer: BlockIndex | None,
-        gradients: Gradients,
+        hidden_block: BlockIndex | None,
+        combine: Combine | None,
         seed: int,
     ) -> None:
         self.accelerator, self.model, self.optimizers = accelerator, model, optimizers
-        self.loss, self.signals, self.config, self.pad_id, self.seed = loss, signals, config, pad_id, seed
-        self.read, self.gradients = reader(layer), gradients
+        self.loss, self.targets, self.config, self.pad_id, self.seed = loss, targets, config, pad_id, seed
+        self.read, self.combine = reader(hidden_block), combine
         self.wrapped = accelerator.prepare_model(model)
 
     def step(self, step: int, num_steps: int, examples: list[Example]) -> StepLog:
         start = time.perf_counter()
         set_rate(self.optimizers, rate_factor(step, num_steps, self.config))
         self._seed(step)
-        sums = self._mean(examples) if self.gradients == "sum" else self._unit_by_role(examples)
+        sums = self._mean(examples) if self.combine is None else self._by_role(examples, self.combine)
         mean = float(sums[0] / sums[1])
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -251,18 +258,19 @@ class _Run:
                 parameter.grad.mul_(self.accelerator.num_processes / float(sums[1]))
         return sums
 
-    def _unit_by_role(self, examples: list[Example]) -> Tensor:
-        """The same, but each role's gradient is brought to length 1 before they are added.
+    def _by_role(self, examples: list[Example], combine: Combine) -> Tensor:
+        """The same, but with the gradient that is made of each role's own.
 
         The roles go through the model one after the other, so every row does so once, as ever.
         """
         whole, trained = totals(examples), [p for p in self.model.parameters() if p.requires_grad]
         sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
-        units = []
+        apart: dict[Role, list[Tensor | None]] = {}
         for role in whole.rows:
             sums = sums + self._sum([e for e in examples if e.role == role], whole)
-            units.append(unit_gradients(trained))
-        add_gradients(trained, units)
+            apart[role] = taken_gradients(trained)
+        for parameter, gradient in zip(trained, combine(apart), strict=True):
+            parameter.grad = gradient
         return sums
 
     def _sum(self, examples: list[Example], whole: Totals) -> Tensor:
@@ -292,32 +300,32 @@ class _Run:
         return total, count, tokens
 
     def _backward(self, micro: list[Example], whole: Totals) -> tuple[LossOut, Batch]:
-        out, batch = self._forward(micro, whole, self.signals)
+        out, batch = self._forward(micro, whole, self.targets)
         out.sum.backward()  # not accelerate's: it divides by a number of micro-batches that its launcher may set
         return out, batch
 
     def _join(self, examples: list[Example], whole: Totals) -> tuple[float, int, int]:
         """A process that has no example of the step: it takes part in the averaging, and adds nothing."""
-        out, _ = self._forward(examples, whole, self.signals)
+        out, _ = self._forward(examples, whole, self.targets)
         (0.0 * out.sum).backward()
         return 0.0, 0, 0
 
-    def _forward(self, micro: list[Example], whole: Totals, signals: Signals | None) -> tuple[LossOut, Batch]:
+    def _forward(self, micro: list[Example], whole: Totals, targets: TargetsFn | None) -> tuple[LossOut, Batch]:
         """The model is read at the loss's positions and nowhere else."""
         device = self.accelerator.device
         batch = collate(micro, self.pad_id).to(device)
         where = (batch.ids_BT, batch.mask_BT, batch.rows_N, batch.cols_N)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             read_N = self.read(self.model, *where, run=self.wrapped)
-        return self.loss(Step(read_N, batch, signals(batch) if signals else {}, whole, self.seed)), batch
+        return self.loss(Step(read_N, batch, targets(batch) if targets else {}, whole, self.seed)), batch
 
     @torch.no_grad()
-    def validate(self, examples: Sequence[Example], signals: Signals | None) -> float:
+    def validate(self, examples: Sequence[Example], targets: TargetsFn | None) -> float:
         """Mean loss on examples, without dropout or gradients."""
         self.model.eval()
         size = self.config.micro_batch_size or self.config.batch_size
         whole = totals(examples)
-        outs = [self._forward(micro, whole, signals)[0] for micro in _micros(examples, size)]
+        outs = [self._forward(micro, whole, targets)[0] for micro in _micros(examples, size)]
         self.model.train()
         return sum(float(out.sum) for out in outs) / sum(out.count for out in outs)
 
@@ -378,3 +386,12 @@ def _stop_on_non_finite(step: int, examples: list[Example]) -> None:
         f"step {step + 1}: the loss or its gradient is not a finite number (queries {keys})",
         "lower train.rate, or look at those queries; the weights before this step are in the last checkpoint",
     )
+
+
+@contextmanager
+def timed(run: Run, phase: str) -> Iterator[None]:
+    """Note seconds and peak memory of a run's phase."""
+    start = time.perf_counter()
+    reset_peak_memory()
+    yield
+    add_timing(run, phase, seconds=time.perf_counter() - start, peak_memory=peak_memory())

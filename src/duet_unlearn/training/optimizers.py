@@ -64,23 +64,12 @@ def set_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None
             group["lr"] = factor * group["peak"]
 
 
-def unit_gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
-    """The gradients, brought to length 1 over all parameters and taken out of them; a gradient of zeros stays so."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    units = [
-        p.grad if p.grad is None else p.grad.div_(norm.clamp_min(torch.finfo(norm.dtype).tiny)) for p in parameters
-    ]
+def taken_gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+    """The gradients, taken out of the parameters."""
+    gradients = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
-    return units
-
-
-def add_gradients(parameters: Sequence[nn.Parameter], parts: Iterable[Sequence[Tensor | None]]) -> None:
-    """Put the sum of several gradients into the parameters, which have none."""
-    for part in parts:
-        for parameter, gradient in zip(parameters, part, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    return gradients
 
 
 class Muon(torch.optim.Optimizer):

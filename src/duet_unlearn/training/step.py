@@ -9,30 +9,11 @@ import torch
 from torch import Tensor
 
 from duet_unlearn.data.examples import Batch, Role, Totals, totals
-from duet_unlearn.teacher.signals import Logps, Signal
+from duet_unlearn.losses import cross_entropy
+from duet_unlearn.teacher.targets import Logps, TeacherTargets
 from duet_unlearn.tensors import sum_by_row, token_logps
 
 Unit = Literal["tokens", "positions", "sequences"]
-Need = Literal[
-    "teacher",
-    "retain",
-    "answers",
-    "refusals",
-    "alternatives",
-    "reference",
-    "texts",
-    "reinforced",
-    "neighbours",
-    "openings",
-]
-"""``teacher``: the unlearning prefix. ``retain``: retain queries. ``answers``: the forget queries' answers.
-``refusals``: texts that refuse. ``alternatives``: wrong answers to the forget queries. ``reference``: the base model's
-log-probabilities or logits. ``texts``: text to distil on. ``reinforced``: the model trained on the forget answers for
-a while. ``neighbours``: tells neighbours from retain queries. ``openings``: ways to open an answer, and what the model
-says behind them."""
-
-Gradients = Literal["sum", "unit by role"]
-"""How a step's gradient is made: that of the mean loss; or the sum of each role's own, brought to length 1."""
 
 
 class Part(NamedTuple):
@@ -44,7 +25,7 @@ class Part(NamedTuple):
     """Row of each position, counted within the part."""
     counts: tuple[int, ...]
     """Positions of each row."""
-    signal: Signal | None
+    targets: TeacherTargets | None
 
     @property
     def num_rows(self) -> int:
@@ -69,8 +50,8 @@ class Part(NamedTuple):
     @property
     def reference_B(self) -> Tensor:
         """The same of the frozen model."""
-        assert isinstance(self.signal, Logps)
-        return self.by_row(self.signal.logps_N)
+        assert isinstance(self.targets, Logps)
+        return self.by_row(self.targets.logps_N)
 
     def by_row(self, values_N: Tensor) -> Tensor:
         """(B,) sums over each row's positions."""
@@ -83,14 +64,14 @@ class Part(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One micro-batch: the student's logits at the batch's N positions, and the frozen model's words there.
+    """One micro-batch: the student's logits at the batch's N positions, and what the frozen model says there.
 
-    Of a method that reads a layer, the (N, D) hidden states stand in place of the logits (``methods.layer_of``).
+    Of a method that reads a block, the (N, D) hidden states stand in place of the logits.
     """
 
     logits_NV: Tensor
     batch: Batch
-    signals: Mapping[Role, Signal] = {}
+    targets: Mapping[Role, TeacherTargets] = {}
     step_totals: Totals | None = None
     """Of the whole optimiser step; None: the micro-batch is all of it."""
     seed: int = 0
@@ -116,7 +97,7 @@ class Step(NamedTuple):
             labels_N=labels_N if labels_N is None else labels_N[index_N],
             rows_N=torch.tensor(rows, device=device),
             counts=counts,
-            signal=self.signals.get(role),
+            targets=self.targets.get(role),
         )
 
 
@@ -145,3 +126,10 @@ def combine(step: Step, *terms: Term | None) -> LossOut:
     rows, num_rows = sum(step.totals.rows.values()), len(step.batch.examples)
     scaled = [term.sum * (term.weight * rows / term.total) for term in terms if term]
     return LossOut(sum(scaled, start=step.logits_NV.new_zeros((), dtype=torch.float32)), num_rows, "sequences")
+
+
+def fine_tuning_loss(step: Step) -> LossOut:
+    """Sum over the labelled tokens of -log p: plain fine-tuning, as in the lab's pretraining and in relearning."""
+    assert step.batch.labels_N is not None
+    loss_N = cross_entropy(step.logits_NV, step.batch.labels_N)
+    return LossOut(loss_N.sum(), len(loss_N), "tokens")
