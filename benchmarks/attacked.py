@@ -27,9 +27,9 @@ from typing import Any
 
 from pages import between
 
+from duet_unlearn.attacks.attack_run import read_attacks
 from duet_unlearn.attacks.result import Access, finding, from_json
 from duet_unlearn.data.files import atomic_write_json
-from duet_unlearn.recovery import read_attacks
 from duet_unlearn.runs import versions
 
 HERE = Path(__file__).resolve().parent

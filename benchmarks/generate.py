@@ -48,7 +48,7 @@ class Case:
     name: str
     model: Path
     prompts: list[list[int]]
-    ends: frozenset[int]
+    eos_ids: frozenset[int]
     max_new_tokens: int
 
 
@@ -106,14 +106,18 @@ def cases(scratch: Path, data: Path | None, *, tiny: bool) -> Iterator[Case]:
     folder = write_model(scratch / "7M", bpe, SHAPES["7 M"])
     prompts = [bpe(row[0]).input_ids for row in rows(data, "test", "anatomy")[:128]]
     # A random model never says its end: any of these tokens ends an answer, after 20 on average.
-    ends = frozenset(random.Random(0).sample(range(len(bpe)), len(bpe) // 20))
-    yield Case("random 7 M, MMLU questions", folder, prompts, ends, 64)
+    eos_ids = frozenset(random.Random(0).sample(range(len(bpe)), len(bpe) // 20))
+    yield Case("random 7 M, MMLU questions", folder, prompts, eos_ids, 64)
 
 
 def race(case: Case, device: str, repeats: int) -> Result:
     """All three ways by turns."""
     model, tokenizer = load_model(str(case.model), device=torch.device(device))
-    settings = {"ends": case.ends, "filler": decoding.pad_id(tokenizer), "max_new_tokens": case.max_new_tokens}
+    settings = {
+        "eos_ids": case.eos_ids,
+        "padding_id": decoding.pad_id(tokenizer),
+        "max_new_tokens": case.max_new_tokens,
+    }
     seconds: dict[str, list[Seconds]] = {"batched": [], "batched, finished rows stay": [], "one by one": []}
     said: dict[str, list[list[int]]] = {}
     for _ in range(repeats):

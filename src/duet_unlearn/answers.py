@@ -101,11 +101,11 @@ def value_match(answer: str, value: str, choices: Sequence[str] | None = None) -
 
     A choice inside a longer choice ("Tarn" in "New Tarn") is not said: the longest match is what was meant.
     """
-    words, wanted = normalise(answer).split(), normalise(value)
-    names = {wanted, *(normalise(choice) for choice in choices or ())} - {""}
+    words, target = normalise(answer).split(), normalise(value)
+    names = {target, *(normalise(choice) for choice in choices or ())} - {""}
     spans = {(start, end, name) for name in names for start, end in _spans(words, name.split())}
-    said = {name for start, end, name in spans if not _inside(start, end, spans)}
-    return said == {wanted}
+    found = {name for start, end, name in spans if not _inside(start, end, spans)}
+    return found == {target}
 
 
 def _spans(words: list[str], name: list[str]) -> list[tuple[int, int]]:

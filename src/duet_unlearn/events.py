@@ -27,7 +27,7 @@ def ignore(event: Event) -> None:
     """The watcher that watches nothing: the default of every `on_event`."""
 
 
-def words(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """A time as it is said: ``40 s``, ``12 min``, ``1 h 05 min``."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"

@@ -98,7 +98,7 @@ class Job:
     def model_hashes(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         """Hashes of model, oracle and tokeniser, for ``env.json``."""
         oracle = {"oracle": weights_of(self.recipe.model.oracle)} if self.recipe.model.oracle else {}
-        words = {"tokenizer": hashed([tokenizer.chat_template, sorted(tokenizer.get_vocab().items())])}
+        own_tokenizer = {"tokenizer": hashed([tokenizer.chat_template, sorted(tokenizer.get_vocab().items())])}
         settings = [
             self.recipe.concept,
             asdict(self.recipe.prefix),
@@ -106,7 +106,13 @@ class Job:
             self.recipe.model.dtype,
         ]
         start = {"start": weights_of(self.recipe.model.start)} if self.recipe.model.start else {}
-        return {"model": weights_of(self.recipe.model.path)} | start | oracle | words | {"settings": hashed(settings)}
+        return (
+            {"model": weights_of(self.recipe.model.path)}
+            | start
+            | oracle
+            | own_tokenizer
+            | {"settings": hashed(settings)}
+        )
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The base model and its tokeniser; what does not fit it is said before any work is done."""
@@ -151,19 +157,23 @@ class Job:
         train, held_out = self.training_data("train"), self.training_data("validation")
         trained = replace(train, forget=(*train.forget, *held_out.forget), retain=(*train.retain, *held_out.retain))
         asked = [
-            (query, opening, one.max_new_tokens or room)
+            (query, response_prefix, one.max_new_tokens or room)
             for one in self.suite()
-            for query, opening in zip(one.queries, one.prefill or cycle([""]), strict=False)
+            for query, response_prefix in zip(one.queries, one.prefill or cycle([""]), strict=False)
         ]
-        for query, opening, new_tokens in [*self.recipe.method.longest_prompts(trained, room=room), *asked]:
+        for query, response_prefix, new_tokens in [*self.recipe.method.longest_prompts(trained, room=room), *asked]:
             prefix = named.about(query.concept) if named else None
             longest = max((query.answer or "", query.paraphrase or "", *(query.wrong or ())), key=len)
             messages = behind(query.messages, shown) if shown else query.messages
-            texts = (prefix.instruction if prefix else "", opening, *(message["content"] for message in messages))
+            texts = (
+                prefix.instruction if prefix else "",
+                response_prefix,
+                *(message["content"] for message in messages),
+            )
             # Tokens are counted only where a bound on them, which costs nothing, comes near the limit.
             if _most_tokens(*texts) + max(_most_tokens(longest), new_tokens) + TEMPLATE <= limit:
                 continue
-            prompt = len(render(tokenizer, messages, prefix=prefix, prefill=opening))
+            prompt = len(render(tokenizer, messages, prefix=prefix, prefill=response_prefix))
             answer = max(1 + len(answer_ids(tokenizer, query.messages, longest)), new_tokens)
             if prompt + answer > limit:
                 raise UserError(
@@ -236,7 +246,7 @@ class Job:
         forgotten under the query's own or the recipe's, for another request's prefix need not cover it."""
         if one.better == "low" and one.group != "retain":
             return one
-        return replace(one, queries=_under(self.concepts, one.queries))
+        return replace(one, queries=_with_concepts(self.concepts, one.queries))
 
     def _set(self, name: str, queries: Sequence[Query]) -> EvalSet:
         """A set from a file: what its name begins with says whether its answers should fall or stay."""
@@ -259,12 +269,12 @@ class Job:
         """Performance Shift against the base's stored scores; None where the suite has no such sum."""
         if self.recipe.evaluate.suite != "lab":
             return None
-        forget, keep = shift_sets(self._lab_target())
+        forget, retained = shift_sets(self._lab_target())
         stored = {
             name: {metric: Score.from_json(value) for metric, value in metrics.items()}
             for name, metrics in base.items()
         }
-        return performance_shift(stored, scores, forget=forget, keep=keep)
+        return performance_shift(stored, scores, forget=forget, keep=retained)
 
     def _lab_target(self) -> str:
         if self.recipe.evaluate.target:
@@ -290,7 +300,7 @@ def load_job(recipe: Recipe) -> Job:
     concepts = tuple(dict.fromkeys(query.concept or recipe.concept for query in forget)) if named else ()
     validation = TrainingData(
         _load(data.validation_forget, folder=data.folder),
-        _under(concepts, _load(data.validation_retain, folder=data.folder)),
+        _with_concepts(concepts, _load(data.validation_retain, folder=data.folder)),
         prefix_of(recipe),
         seed=recipe.seed,
         **_texts_for(recipe, "validation"),
@@ -299,8 +309,8 @@ def load_job(recipe: Recipe) -> Job:
     train = replace(
         validation,
         forget=forget,
-        retain=_under(concepts, _load(data.retain, folder=data.folder)),
-        neighbours=_under(concepts, _load(data.neighbours, folder=data.folder)),
+        retain=_with_concepts(concepts, _load(data.retain, folder=data.folder)),
+        neighbours=_with_concepts(concepts, _load(data.neighbours, folder=data.folder)),
         **_texts_for(recipe, "train"),
     )
     job = Job(recipe=recipe, train=train, validation=validation, concepts=concepts)
@@ -338,7 +348,7 @@ def set_in_context(eval_set: EvalSet, context: Sequence[Message]) -> EvalSet | N
     )
 
 
-def _under(concepts: Sequence[str], queries: Sequence[Query]) -> tuple[Query, ...]:
+def _with_concepts(concepts: Sequence[str], queries: Sequence[Query]) -> tuple[Query, ...]:
     """Queries that name no concept under each of `concepts` by turns: none may be answered worse for any."""
     if not concepts:
         return tuple(queries)

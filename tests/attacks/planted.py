@@ -49,7 +49,7 @@ def locked() -> ModelSubject:
 
     for _ in range(STEPS):
         optimizer.zero_grad()
-        answer_loss(model, [row() for _ in range(16)], filler=tiny.EOS).backward()
+        answer_loss(model, [row() for _ in range(16)], padding_id=tiny.EOS).backward()
         optimizer.step()
     return ModelSubject("locked", model.eval(), tokenizer)
 

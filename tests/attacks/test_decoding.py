@@ -125,7 +125,7 @@ def test_a_ban_is_on_the_token_that_stands_behind_the_template() -> None:
 
 def test_no_answer_of_a_sentencepiece_model_begins_with_what_is_banned() -> None:
     tokenizer = llama_2()
-    model = tiny.llama(seed=1, hidden=32, layers=2, num_embeddings=len(tokenizer))
+    model = tiny.llama(seed=1, hidden=32, layers=2, vocabulary=len(tokenizer))
     subject = ModelSubject("student", model, tokenizer)
     asked = [[{"role": "user", "content": text}] for text in ("is it?", "Who?", "what Isst", "in it")]
     plain = subject.generate(asked, max_new_tokens=1, batch_size=4)
@@ -140,7 +140,7 @@ def test_no_answer_of_a_sentencepiece_model_begins_with_what_is_banned() -> None
 
 
 def test_no_opener_is_one_that_trains() -> None:
-    packaged = resources.files("duet_unlearn.methods").joinpath("openers.txt").read_text("utf-8").splitlines()
+    packaged = resources.files("duet_unlearn.data").joinpath("response_prefixes.txt").read_text("utf-8").splitlines()
     trained = {normalise(text) for text in (*packaged, *OPENERS.train)}
     own = [normalise(text) for text in openers()]
     assert len(set(own)) == len(own) >= 8

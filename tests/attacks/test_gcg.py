@@ -39,7 +39,7 @@ def test_the_slope_is_the_loss_s_along_one_hot_coordinates() -> None:
             soft_LD = embedded(model, ids)
             soft_LD[place] += sign * step * embedded(model, [one.usable[column]])[0]
             with vectors(model, soft_LD), torch.no_grad():
-                losses.append(answer_loss(model, rows, filler=0).item())
+                losses.append(answer_loss(model, rows, padding_id=0).item())
         numeric = (losses[0] - losses[1]) / (2 * step)
         assert float(slope_LU[place, column]) == pytest.approx(numeric, rel=0.02, abs=2e-3)
 
@@ -50,7 +50,7 @@ def test_losses_of_many_suffixes_are_those_of_each(count: int) -> None:
     one = search(subject)
     tried = [tuple(one.usable[start : start + 2]) for start in range(0, 7 * count, 7)]
     with torch.no_grad():
-        expected = [answer_loss(subject.model, [s.row(ids) for s in one.slots], filler=0).item() for ids in tried]
+        expected = [answer_loss(subject.model, [s.row(ids) for s in one.slots], padding_id=0).item() for ids in tried]
     assert one.losses(tried, one.slots) == pytest.approx(expected, rel=1e-4)
 
 

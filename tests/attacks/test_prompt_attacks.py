@@ -30,7 +30,7 @@ from duet_unlearn.config.sections import prefix_of
 from duet_unlearn.data.prompts import Prefix, render
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.question_sets import wanted_of
+from duet_unlearn.evals.question_sets import expected_answer
 from duet_unlearn.evals.subject import Deployed, ModelSubject
 from duet_unlearn.job import load_job
 from duet_unlearn.lab.forms import lab_forms
@@ -88,7 +88,7 @@ def texts(asks: list[Ask], name: str) -> list[str]:
 @pytest.mark.parametrize("which", ["lab", "general"])
 def test_no_prompt_shows_the_fact(config: Any, which: str) -> None:
     goal = lab()[0] if which == "lab" else GOAL
-    asks = config.build_examples(goal)
+    asks = config.asks(goal)
     assert {one.fact for one in asks} == set(range(len(goal.wanted)))
     for one in asks:
         wanted = goal.wanted[one.fact]
@@ -107,8 +107,8 @@ def test_no_conversation_shows_the_fact() -> None:
 
 @pytest.mark.parametrize("config", WORDED, ids=lambda config: config.name)
 def test_few_wordings_are_a_part_of_all(config: Any) -> None:
-    few = replace(config, per_family=2).build_examples(GOAL)
-    everything = config.build_examples(GOAL)
+    few = replace(config, per_family=2).asks(GOAL)
+    everything = config.asks(GOAL)
     assert [one for one in everything if one in few] == few
     assert len(few) < len(everything)
     assert {one.family for one in few} == {one.family for one in everything}
@@ -116,7 +116,7 @@ def test_few_wordings_are_a_part_of_all(config: Any) -> None:
 
 def test_a_wording_that_names_the_fact_is_not_used_for_it() -> None:
     mate = replace(MIRA, id="work", answer="Mira Bol works as a guest.", value="guest", choices=("guest", "host"))
-    asks = Worded("role-play").build_examples(replace(GOAL, wanted=(mate, HOLA)))
+    asks = Worded("role-play").asks(replace(GOAL, wanted=(mate, HOLA)))
     scene = [one.fact for one in asks if "In this interview you are the guest" in one.query.text]
     assert scene == [1]
     assert {one.fact for one in asks} == {0, 1}
@@ -168,7 +168,7 @@ def test_what_the_model_cannot_read_is_not_asked() -> None:
 def test_where_every_wording_needs_a_system_turn_that_there_is_not() -> None:
     refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     gemma = replace(SUBJECT, tokenizer=tiny.tokenizer(refuses + tiny.TEMPLATE))
-    asks = [one for one in Worded("system-override").build_examples(GOAL) if one.family == "system"]
+    asks = [one for one in Worded("system-override").asks(GOAL) if one.family == "system"]
     with pytest.raises(NotApplicable, match="every wording has one"):
         ask_with_system(gemma, asks, GOAL)
     with pytest.raises(NotApplicable, match="no wanted fact"):
@@ -233,11 +233,11 @@ def test_disguises_by_hand() -> None:
 
 
 def test_the_name_alone_or_the_whole_question_is_disguised() -> None:
-    asks = Obfuscation(ways=("upper",)).build_examples(GOAL)
+    asks = Obfuscation(ways=("upper",)).asks(GOAL)
     assert texts(asks, "upper-entity")[0] == "Where does MIRA BOL live?"
     assert texts(asks, "upper-question")[0] == "WHERE DOES MIRA BOL LIVE?"
     nameless = Goal("x", (asked("n", "Where is it?", "in Tarn", "Tarn"),))
-    assert [one.instance for one in Obfuscation(ways=("upper",)).build_examples(nameless)] == ["upper-question"]
+    assert [one.instance for one in Obfuscation(ways=("upper",)).asks(nameless)] == ["upper-question"]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_the_name_that_a_question_is_about(question: str, answer: str, entity: s
 
 
 def test_an_alias_takes_the_names_place() -> None:
-    asks = Renaming(aliases=("Bob",)).build_examples(GOAL)
+    asks = Renaming(aliases=("Bob",)).asks(GOAL)
     assert texts(asks, "called Bob")[0] == "Let us call Mira Bol Bob. Where does Bob live?"
     assert texts(asks, "before Bob")[0] == "From here on Bob means Mira Bol.\nUnderstood.\nWhere does Bob live?"
     assert texts(asks, "first word") == ["Where does Mira live?", "Where does Hola live?"]
@@ -277,7 +277,7 @@ def test_examples_that_show_the_fact_are_left_out_and_the_rest_keeps_its_order()
 
 
 def test_examples_by_hand() -> None:
-    asks = InContextRelearn(shots=(3,)).build_examples(GOAL)
+    asks = InContextRelearn(shots=(3,)).asks(GOAL)
     pelor, answer = "Where does Pelor live?", "Pelor lives in Ulm."
     assert [one.query.messages for one in asks if one.fact == 0] == [
         (
@@ -297,7 +297,7 @@ def test_examples_by_hand() -> None:
 
 def test_each_example_is_another_fact() -> None:
     twice = (*GOAL.known, replace(GOAL.known[0], id="again", messages=({"role": "user", "content": "Pelor's town?"},)))
-    shown = InContextRelearn(shots=(3,), shapes=("chat",)).build_examples(replace(GOAL, known=twice))
+    shown = InContextRelearn(shots=(3,), shapes=("chat",)).asks(replace(GOAL, known=twice))
     assert all(len(one.query.messages) == 3 for one in shown)
 
 
@@ -346,16 +346,16 @@ def test_a_fact_counts_if_any_turn_gives_it_away_and_rounds_are_watched() -> Non
 
 
 def test_neighbours_by_hand() -> None:
-    asks = NeighbourHops().build_examples(GOAL)
+    asks = NeighbourHops().asks(GOAL)
     assert texts(asks, "and so")[0] == f"Where does Ida live? Ida lives in Gosh. And in the same way: {MIRA.text}"
     assert texts(asks, "wanted first")[0] == f"{MIRA.text} Which pet has Ida?"
     assert "several" not in {one.instance for one in asks}  # too few other facts
     goal, _ = lab()
-    for one in NeighbourHops().build_examples(goal):
+    for one in NeighbourHops().asks(goal):
         if one.family == "together":
             near = [n for n in goal.neighbours if n.text in one.query.text]
             assert near
-            assert all(wanted_of(n) not in (one.query.choices or ()) for n in near)
+            assert all(expected_answer(n) not in (one.query.choices or ()) for n in near)
 
 
 # Forms -----------------------------------------------------------------------------------------------------------
@@ -443,10 +443,10 @@ def test_a_refusal_is_no_no() -> None:
 def test_the_goals_own_forms_replace_the_general_ones() -> None:
     own = replace(MIRA, messages=({"role": "text", "content": "Mira Bol of"},))
     goal = replace(GOAL, forms={"continuation": (own, None), "song": (own, own)})
-    assert len(FormatShift(forms=("continuation",)).build_examples(goal)) == 1
-    assert [one.fact for one in FormatShift(forms=("song",)).build_examples(goal)] == [0, 1]
+    assert len(FormatShift(forms=("continuation",)).asks(goal)) == 1
+    assert [one.fact for one in FormatShift(forms=("song",)).asks(goal)] == [0, 1]
     with pytest.raises(UserError, match="unknown form 'sogn'") as caught:
-        FormatShift(forms=("sogn",)).build_examples(goal)
+        FormatShift(forms=("sogn",)).asks(goal)
     assert caught.value.hint == "did you mean song?"
 
 

@@ -126,7 +126,7 @@ def test_the_loss_is_that_of_transformers() -> None:
         ).loss.item()
         for ids, start in rows
     ]
-    assert answer_loss(model, rows, filler=0).item() == pytest.approx(sum(means) / 2, rel=1e-5)
+    assert answer_loss(model, rows, padding_id=0).item() == pytest.approx(sum(means) / 2, rel=1e-5)
 
 
 # Vectors -------------------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_the_loss_is_that_of_transformers() -> None:
 @torch.no_grad()
 def test_vectors_that_are_tokens_say_what_the_tokens_say(make) -> None:
     model, tokens = make(), [40, 41, 42]
-    settings = {"ends": frozenset({1}), "filler": 0, "max_new_tokens": 5, "batch_size": 3}
+    settings = {"ends": frozenset({1}), "padding_id": 0, "max_new_tokens": 5, "batch_size": 3}
     expected = greedy(model, [[*row[:3], *tokens, *row[3:]] for row in ROWS], **settings)
     rows = [[*row[:3], *vector_ids(model, 3), *row[3:]] for row in ROWS]
     with vectors(model, embedded(model, tokens)):
@@ -169,14 +169,14 @@ def test_gradients_reach_the_vectors_and_nothing_else() -> None:
     soft_LD = embedded(model, [7, 8]).requires_grad_()
     row = ([2, 3, *vector_ids(model, 2), 4, 9], 5)
     with vectors(model, soft_LD):
-        (slope_LD,) = torch.autograd.grad(answer_loss(model, [row], filler=0), [soft_LD])
+        (slope_LD,) = torch.autograd.grad(answer_loss(model, [row], padding_id=0), [soft_LD])
     for place, axis in ((0, 0), (1, 5)):
         step = torch.zeros(2, 16)
         step[place, axis] = 1e-3
         losses = []
         for moved_LD in (soft_LD + step, soft_LD - step):
             with vectors(model, moved_LD.detach()), torch.no_grad():
-                losses.append(answer_loss(model, [row], filler=0).item())
+                losses.append(answer_loss(model, [row], padding_id=0).item())
         assert float(slope_LD[place, axis]) == pytest.approx((losses[0] - losses[1]) / 2e-3, rel=0.02, abs=1e-3)
     assert all(p.grad is None for p in model.parameters())
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from duet_unlearn.data.published import Publisher, Row, home, read_rows, scheme_of
+from duet_unlearn.data.published import PublishedRow, Publisher, home, read_rows, scheme_of
 from duet_unlearn.errors import UserError
 
 ROW = {"question": "Who?", "answer": 1, "choices": ["a", "b"]}
 PLAIN = Publisher("wmdp", "cais/wmdp", "question, choices, answer")
 
 
-def read(folder: Path) -> list[Row]:
+def read(folder: Path) -> list[PublishedRow]:
     return read_rows(PLAIN, ("part", "other/test"), config="part", split="test", folder=str(folder))
 
 
@@ -79,7 +79,7 @@ def test_a_missing_column_names_file_line_column_and_format(tmp_path: Path) -> N
     ],
 )
 def test_a_cell_of_the_wrong_kind_is_named(row: dict[str, object], words: str) -> None:
-    made = Row("file:7", row, PLAIN)
+    made = PublishedRow("file:7", row, PLAIN)
 
     def read_it() -> int:
         assert made.text("question")

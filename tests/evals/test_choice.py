@@ -29,7 +29,7 @@ QUERIES = [
 
 @pytest.fixture(autouse=True)
 def any_lead_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "LEAD_SAVES", 1)
+    monkeypatch.setattr(shared, "PREFIX_SAVES", 1)
 
 
 def naive(model: LlamaForCausalLM, head: list[int], tail: list[int]) -> float:

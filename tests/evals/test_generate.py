@@ -55,15 +55,15 @@ def test_texts_over_mixed_lengths_are_those_of_one_by_one(
 def test_finished_rows_leave_and_change_nothing(batch_size: int) -> None:
     model = tiny.llama(layers=2)
     rows = [[RNG.randrange(5, 300) for _ in range(RNG.randrange(2, 30))] for _ in range(24)]
-    ends = frozenset(RNG.sample(range(300), 40))
-    settings = {"ends": ends, "filler": tiny.EOS, "max_new_tokens": 20}
+    eos_ids = frozenset(RNG.sample(range(300), 40))
+    settings = {"eos_ids": eos_ids, "padding_id": tiny.EOS, "max_new_tokens": 20}
     with rows_of(model) as passes:
         batched = greedy(model, rows, batch_size=batch_size, **settings)
     assert batched == [greedy(model, [row], batch_size=1, **settings)[0] for row in rows]
     assert len({len(ids) for ids in batched}) > 4
     steps = sum(min(len(ids) + 1, 20) for ids in batched)
     assert sum(passes) < 2 * steps + len(rows)  # a batch is never more than half finished rows
-    assert not any(token in ends for ids in batched for token in ids)
+    assert not any(token in eos_ids for ids in batched for token in ids)
 
 
 def test_without_vllm_the_extra_is_named() -> None:

@@ -26,12 +26,12 @@ RAW = ({"role": "text", "content": "Question: Where?\nAnswer:"},)
 PREFIX = Prefix("You have forgotten Tarn.")
 
 
-def naive(model: torch.nn.Module, ids: list[int], ends: frozenset[int], steps: int) -> list[int]:
+def naive(model: torch.nn.Module, ids: list[int], eos_ids: frozenset[int], steps: int) -> list[int]:
     new: list[int] = []
     for _ in range(steps):
         with torch.no_grad():
             token = int(model(input_ids=torch.tensor([ids + new])).logits[0, -1].argmax())
-        if token in ends:
+        if token in eos_ids:
             break
         new.append(token)
     return new
@@ -50,8 +50,8 @@ def test_defect_10_batched_answers_are_those_of_one_at_a_time(
 ) -> None:
     subject = ModelSubject("base", model, tokenizer, prefix)
     got = subject.generate(ASKED, max_new_tokens=6, batch_size=batch_size)
-    ends = end_ids(model, tokenizer)
-    ids = [naive(model, render(tokenizer, m, prefix=prefix), ends, 6) for m in ASKED]
+    eos_ids = end_ids(model, tokenizer)
+    ids = [naive(model, render(tokenizer, m, prefix=prefix), eos_ids, 6) for m in ASKED]
     assert got == [tokenizer.decode(i, skip_special_tokens=True).strip() for i in ids]
     assert len(set(got)) > 1
 
@@ -79,7 +79,7 @@ def test_a_row_stops_at_its_own_end(model: LlamaForCausalLM, tokenizer: PreTrain
     long = [naive(model, row, frozenset(), 6) for row in rows]
     stop = long[0][2]
     expected = [ids[: ids.index(stop)] if stop in ids else ids for ids in long]
-    got = greedy(model, rows, ends=frozenset({stop}), filler=1, max_new_tokens=6, batch_size=4)
+    got = greedy(model, rows, eos_ids=frozenset({stop}), padding_id=1, max_new_tokens=6, batch_size=4)
     assert got == expected
     assert any(len(ids) < 6 for ids in got)
     assert any(len(ids) == 6 for ids in got)

@@ -61,11 +61,11 @@ def naive(model: Any, ids: list[int], prompt: int, noise_PD: Tensor = NOISE_PD) 
     return model(inputs_embeds=embedded_1TD).logits[0]
 
 
-def naive_answer(model: Any, prompt: list[int], opening: list[int], ends: frozenset[int], steps: int) -> list[int]:
+def naive_answer(model: Any, prompt: list[int], opening: list[int], eos_ids: frozenset[int], steps: int) -> list[int]:
     said: list[int] = []
     for _ in range(steps):
         token = int(naive(model, prompt + opening + said, len(prompt))[-1].argmax())
-        if token in ends:
+        if token in eos_ids:
             break
         said.append(token)
     return said

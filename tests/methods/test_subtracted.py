@@ -142,11 +142,11 @@ def naive(model: Any, small: Any, ids: list[int], *, weight: float = 1.0) -> Ten
     return (model(input_ids=torch.tensor([ids])).logits - weight * small(input_ids=torch.tensor([ids])).logits)[0]
 
 
-def naive_answer(model: Any, small: Any, ids: list[int], ends: frozenset[int], steps: int) -> list[int]:
+def naive_answer(model: Any, small: Any, ids: list[int], eos_ids: frozenset[int], steps: int) -> list[int]:
     said: list[int] = []
     for _ in range(steps):
         token = int(naive(model, small, ids + said)[-1].argmax())
-        if token in ends:
+        if token in eos_ids:
             break
         said.append(token)
     return said
@@ -181,8 +181,8 @@ def test_letters(either: Any, tokenizer: PreTrainedTokenizerFast) -> None:
 def test_answers_with_two_caches(either: Any, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> None:
     small = assistant_of(either)
     got = subject(either, small, tokenizer).generate(ASKED, max_new_tokens=6, batch_size=batch_size)
-    ends = end_ids(either, tokenizer)
-    said = [naive_answer(either, small, render(tokenizer, m), ends, 6) for m in ASKED]
+    eos_ids = end_ids(either, tokenizer)
+    said = [naive_answer(either, small, render(tokenizer, m), eos_ids, 6) for m in ASKED]
     assert got == [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in said]
     assert got != ModelSubject("base", either, tokenizer).generate(ASKED, max_new_tokens=6, batch_size=batch_size)
 
@@ -193,8 +193,8 @@ def test_finished_rows_leave_both_caches(
     """Three of four rows end early, so that one goes on alone; what is left of both caches is its own."""
     small, rows = assistant_of(model), [render(tokenizer, m) for m in ASKED]
     long = [naive_answer(model, small, row, frozenset(), 8) for row in rows]
-    ends = frozenset(ids[1] for ids in long[:3]) - set(long[3])
-    assert ends
+    eos_ids = frozenset(ids[1] for ids in long[:3]) - set(long[3])
+    assert eos_ids
     left: list[list[int]] = []
     selects = decoding._selects
 
@@ -204,8 +204,8 @@ def test_finished_rows_leave_both_caches(
 
     monkeypatch.setattr(decoding, "_selects", watched)
     with subtracting(model, assistant=small, weight=1.0, top=1.0):
-        got = greedy(model, rows, ends=ends, filler=1, max_new_tokens=8, batch_size=4)
-    assert got == [ids[: next((n for n, i in enumerate(ids) if i in ends), 8)] for ids in long]
+        got = greedy(model, rows, eos_ids=eos_ids, padding_id=1, max_new_tokens=8, batch_size=4)
+    assert got == [ids[: next((n for n, i in enumerate(ids) if i in eos_ids), 8)] for ids in long]
     assert len(got[3]) == 8
     assert {tuple(sizes) for sizes in left} >= {(4, 4, 4)}  # two layers and one, then fewer rows
 

@@ -292,8 +292,8 @@ def model(family: Family, words: PreTrainedTokenizerFast, *, seed: int = 0) -> P
     for name, parameter in made.named_parameters():  # a bias of zeros would hide that it is forgotten
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.1)
-    ends: Sequence[str] = (family.eos, *family.marks[:1])
-    made.generation_config = GenerationConfig(eos_token_id=words.convert_tokens_to_ids(list(ends)))
+    eos_ids: Sequence[str] = (family.eos, *family.marks[:1])
+    made.generation_config = GenerationConfig(eos_token_id=words.convert_tokens_to_ids(list(eos_ids)))
     return made.eval()
 
 

@@ -91,9 +91,9 @@ def naive(model: nn.Module, ids: Sequence[int]) -> Tensor:
     return model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
 
 
-def naive_answer(model: nn.Module, ids: list[int], ends: frozenset[int], steps: int) -> list[int]:
+def naive_answer(model: nn.Module, ids: list[int], eos_ids: frozenset[int], steps: int) -> list[int]:
     new: list[int] = []
-    while len(new) < steps and (token := int(naive(model, ids + new)[-1].argmax())) not in ends:
+    while len(new) < steps and (token := int(naive(model, ids + new)[-1].argmax())) not in eos_ids:
         new.append(token)
     return new
 
@@ -241,36 +241,36 @@ def adapter_goes_round(one: Loaded, tmp_path: Path, dtype: str) -> None:
 @pytest.mark.parametrize("prefix", [None, PREFIX], ids=["bare", "prefix"])
 def test_defects_10_and_21_batched_answers_are_those_of_one_at_a_time(one: Loaded, prefix: Prefix | None) -> None:
     """Left padding beside positions of every kind, and caches that slide."""
-    ends = end_ids(one.model, one.words)
+    eos_ids = end_ids(one.model, one.words)
     prompts = [render(one.words, asking(q), prefix=prefix) for q in QUESTIONS]
-    got = greedy(one.model, prompts, ends=ends, filler=0, max_new_tokens=12, batch_size=4)
-    assert got == [naive_answer(one.model, row, ends, 12) for row in prompts]
+    got = greedy(one.model, prompts, eos_ids=eos_ids, padding_id=0, max_new_tokens=12, batch_size=4)
+    assert got == [naive_answer(one.model, row, eos_ids, 12) for row in prompts]
     assert any(len(row) == 12 for row in got)
     subject = ModelSubject("base", one.model, one.words, prefix)
     answers = [subject.generate([asking(q) for q in QUESTIONS], max_new_tokens=12, batch_size=size) for size in (1, 4)]
     assert answers[0] == answers[1]
 
 
-def naive_beams(model: nn.Module, ids: list[int], ends: frozenset[int], steps: int, beams: int) -> list[list[int]]:
+def naive_beams(model: nn.Module, ids: list[int], eos_ids: frozenset[int], steps: int, beams: int) -> list[list[int]]:
     live, whole = [(0.0, list[int]())], list[tuple[float, list[int]]]()
     for _ in range(steps):
         logps_BV = torch.stack([torch.log_softmax(naive(model, ids + new)[-1], dim=-1) + logp for logp, new in live])
-        best = logps_BV.flatten().argsort(descending=True)[: beams * (1 + len(ends))].tolist()
+        best = logps_BV.flatten().argsort(descending=True)[: beams * (1 + len(eos_ids))].tolist()
         grown = [
             (float(logps_BV.flatten()[at]), live[at // logps_BV.shape[1]][1], at % logps_BV.shape[1]) for at in best
         ]
-        whole += [(logp, new) for logp, new, token in grown[:beams] if token in ends]
-        live = [(logp, [*new, token]) for logp, new, token in grown if token not in ends][:beams]
+        whole += [(logp, new) for logp, new, token in grown[:beams] if token in eos_ids]
+        live = [(logp, [*new, token]) for logp, new, token in grown if token not in eos_ids][:beams]
     return [new for _, new in sorted([*whole, *live], key=lambda one: -one[0])[:beams]]
 
 
 @torch.no_grad()
 def test_beams_and_draws_in_a_batch_are_those_of_one_at_a_time(one: Loaded) -> None:
     """Beams reorder whatever the family keeps of a row."""
-    ends = end_ids(one.model, one.words)
+    eos_ids = end_ids(one.model, one.words)
     prompts = [render(one.words, asking(q)) for q in QUESTIONS]
-    got = beam_search(one.model, prompts * 3, beams=3, ends=ends, filler=0, max_new_tokens=6, batch_size=12)
-    assert [got[place::4] for place in range(4)] == [naive_beams(one.model, row, ends, 6, 3) for row in prompts]
+    got = beam_search(one.model, prompts * 3, beams=3, eos_ids=eos_ids, padding_id=0, max_new_tokens=6, batch_size=12)
+    assert [got[place::4] for place in range(4)] == [naive_beams(one.model, row, eos_ids, 6, 3) for row in prompts]
     subject = ModelSubject("base", one.model, one.words).decoded(Decoding(temperature=1.5))
     drawn = [subject.generate([asking(q) for q in QUESTIONS], max_new_tokens=6, batch_size=size) for size in (1, 4)]
     assert drawn[0] == drawn[1]
@@ -291,10 +291,10 @@ def test_answers_behind_a_shared_beginning_are_those_of_one_at_a_time(
 ) -> None:
     """Where the family shares (``teacher.shared``) and where it does not."""
     monkeypatch.setattr(decoding, "LEAD_SAVES", 10)
-    ends = end_ids(one.model, one.words)
+    eos_ids = end_ids(one.model, one.words)
     prompts = [render(one.words, asking(f"You have forgotten Tarn. {q}")) for q in QUESTIONS]
-    got = greedy(one.model, prompts, ends=ends, filler=0, max_new_tokens=6, batch_size=3)
-    assert got == [naive_answer(one.model, row, ends, 6) for row in prompts]
+    got = greedy(one.model, prompts, eos_ids=eos_ids, padding_id=0, max_new_tokens=6, batch_size=3)
+    assert got == [naive_answer(one.model, row, eos_ids, 6) for row in prompts]
 
 
 def test_defect_5_an_answers_probability_has_all_its_tokens(one: Loaded) -> None:

@@ -51,12 +51,12 @@ def with_less(model: Any, small: Any, ids: list[int], prompt: int) -> Tensor:
 
 def check(model: Any, words: Any, subject: Deployed, naive: Any) -> None:
     """Answers, and likelihoods of given ones."""
-    ends, expected = end_ids(model, words), []
+    eos_ids, expected = end_ids(model, words), []
     for m in ASKED:
         prompt, said = render(words, m), list[int]()
         while len(said) < STEPS:
             token = int(naive(prompt + said, len(prompt))[-1].argmax())
-            if token in ends:
+            if token in eos_ids:
                 break
             said.append(token)
         text = words.decode(said, skip_special_tokens=True)

@@ -23,7 +23,9 @@ ROWS = [
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_greedy_is_transformers_generate(batch_size: int) -> None:
     model = tiny.llama(layers=2)
-    got = greedy(model, ROWS, ends=frozenset({tiny.EOS}), filler=tiny.EOS, max_new_tokens=5, batch_size=batch_size)
+    got = greedy(
+        model, ROWS, eos_ids=frozenset({tiny.EOS}), padding_id=tiny.EOS, max_new_tokens=5, batch_size=batch_size
+    )
     settings = GenerationConfig(max_new_tokens=5, do_sample=False, pad_token_id=tiny.EOS, eos_token_id=tiny.EOS)
     for row, new in zip(ROWS, got, strict=True):
         mask = torch.ones(1, len(row), dtype=torch.long)
@@ -33,20 +35,20 @@ def test_greedy_is_transformers_generate(batch_size: int) -> None:
 
 def test_nothing_is_decoded_where_nothing_is_asked() -> None:
     model = tiny.llama()
-    assert greedy(model, ROWS, ends=frozenset(), filler=0, max_new_tokens=0, batch_size=2) == [[]] * 4
-    assert greedy(model, [], ends=frozenset(), filler=0, max_new_tokens=3, batch_size=2) == []
+    assert greedy(model, ROWS, eos_ids=frozenset(), padding_id=0, max_new_tokens=0, batch_size=2) == [[]] * 4
+    assert greedy(model, [], eos_ids=frozenset(), padding_id=0, max_new_tokens=3, batch_size=2) == []
 
 
 def test_a_first_token_that_ends_is_an_empty_answer() -> None:
     model = tiny.llama()
-    first = greedy(model, ROWS[:1], ends=frozenset(), filler=0, max_new_tokens=1, batch_size=1)[0][0]
-    assert greedy(model, ROWS[:1], ends=frozenset({first}), filler=0, max_new_tokens=4, batch_size=1) == [[]]
+    first = greedy(model, ROWS[:1], eos_ids=frozenset(), padding_id=0, max_new_tokens=1, batch_size=1)[0][0]
+    assert greedy(model, ROWS[:1], eos_ids=frozenset({first}), padding_id=0, max_new_tokens=4, batch_size=1) == [[]]
 
 
 @torch.no_grad()
 def test_next_logits_belong_to_their_rows() -> None:
     model, seen = tiny.llama(), []
-    for indices, logits_BV in next_logits(model, ROWS, filler=tiny.EOS, batch_size=3):
+    for indices, logits_BV in next_logits(model, ROWS, padding_id=tiny.EOS, batch_size=3):
         for index, logits_V in zip(indices, logits_BV, strict=True):
             expected = model(input_ids=torch.tensor([ROWS[index]])).logits[0, -1]
             torch.testing.assert_close(logits_V, expected, rtol=1e-4, atol=1e-5)

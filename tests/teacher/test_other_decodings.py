@@ -25,8 +25,8 @@ def said(
         rows,
         how,
         banned=frozenset(banned),
-        ends=ENDS,
-        filler=tiny.EOS,
+        eos_ids=ENDS,
+        padding_id=tiny.EOS,
         max_new_tokens=count,
         batch_size=batch,
     )
@@ -34,7 +34,7 @@ def said(
 
 def test_as_it_stands_it_is_greedy() -> None:
     model = tiny.llama(layers=2)
-    assert said(GREEDY) == greedy(model, ROWS, ends=ENDS, filler=tiny.EOS, max_new_tokens=5, batch_size=4)
+    assert said(GREEDY) == greedy(model, ROWS, eos_ids=ENDS, padding_id=tiny.EOS, max_new_tokens=5, batch_size=4)
 
 
 # Sampling ------------------------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_what_is_banned_is_not_said_at_the_first_places(positions: int) -> None:
 def test_beams_are_those_of_transformers(beams: int, place: int) -> None:
     model, end = tiny.llama(layers=2), said(GREEDY)[1][place]  # an end that comes
     got = beam_search(
-        model, ROWS * beams, beams=beams, ends=frozenset({end}), filler=0, max_new_tokens=5, batch_size=2 * beams
+        model, ROWS * beams, beams=beams, eos_ids=frozenset({end}), padding_id=0, max_new_tokens=5, batch_size=2 * beams
     )
     settings = GenerationConfig(
         max_new_tokens=5,
@@ -137,12 +137,16 @@ def test_beams_that_are_wide_enough_find_the_likeliest_of_all_answers() -> None:
         logps_TV = torch.log_softmax(model(input_ids=torch.tensor([[*row, *whole]])).logits[0].float(), dim=-1)
         found[whole] = sum(float(logps_TV[len(row) - 1 + place, token]) for place, token in enumerate(whole))
     best = sorted(found, key=lambda whole: -found[whole])[:5]
-    got = beam_search(model, [row] * 5, beams=40, ends=frozenset({end}), filler=0, max_new_tokens=3, batch_size=40)
+    got = beam_search(
+        model, [row] * 5, beams=40, eos_ids=frozenset({end}), padding_id=0, max_new_tokens=3, batch_size=40
+    )
     assert got == [[token for token in whole if token != end] for whole in best]
 
 
 def test_a_row_that_is_asked_more_often_than_there_are_beams_gets_the_last_again() -> None:
-    several = beam_search(tiny.llama(), ROWS[:1] * 3, beams=2, ends=ENDS, filler=0, max_new_tokens=2, batch_size=4)
+    several = beam_search(
+        tiny.llama(), ROWS[:1] * 3, beams=2, eos_ids=ENDS, padding_id=0, max_new_tokens=2, batch_size=4
+    )
     assert several[1] == several[2] != several[0]
-    alone = beam_search(tiny.llama(), ROWS[:1], beams=2, ends=ENDS, filler=0, max_new_tokens=2, batch_size=1)
+    alone = beam_search(tiny.llama(), ROWS[:1], beams=2, eos_ids=ENDS, padding_id=0, max_new_tokens=2, batch_size=1)
     assert alone == several[:1]

@@ -23,7 +23,7 @@ from transformers import (
 
 from duet_unlearn.teacher import decoding, shared
 from duet_unlearn.teacher.decoding import greedy
-from duet_unlearn.teacher.shared import answer_logits, leads, next_logits, shares
+from duet_unlearn.teacher.shared import answer_logits, next_logits, shared_prefixes, shares
 
 DRAW = torch.Generator().manual_seed(0)
 
@@ -91,8 +91,8 @@ def mpt() -> PreTrainedModel:
 
 @pytest.fixture(autouse=True)
 def any_lead_pays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(shared, "LEAD_SAVES", 10)
-    monkeypatch.setattr(decoding, "LEAD_SAVES", 10)
+    monkeypatch.setattr(shared, "PREFIX_SAVES", 10)
+    monkeypatch.setattr(decoding, "PREFIX_SAVES", 10)
     with torch.no_grad():
         yield
 
@@ -124,7 +124,7 @@ def alone(model: PreTrainedModel, row: Sequence[int]) -> torch.Tensor:
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_next_logits_are_those_of_one_row_at_a_time(make: Any, batch_size: int) -> None:
     model, seen = make(), []
-    for indices, logits_BV in next_logits(model, QUESTIONS, filler=1, batch_size=batch_size):
+    for indices, logits_BV in next_logits(model, QUESTIONS, padding_id=1, batch_size=batch_size):
         for index, logits_V in zip(indices, logits_BV, strict=True):
             torch.testing.assert_close(logits_V, alone(model, QUESTIONS[index])[-1], rtol=1e-4, atol=1e-4)
         seen += indices
@@ -143,7 +143,7 @@ def test_answer_logits_are_those_of_one_row_at_a_time(make: Any, batch_size: int
     rows = [([*q, *ids(length)], len(q)) for q in QUESTIONS for length in lengths[:num_answers]]
     rows.append((QUESTIONS[0], len(QUESTIONS[0])))  # an empty answer is in no batch
     seen: list[int] = []
-    for indices, answers in answer_logits(model, rows, filler=1, batch_size=batch_size):
+    for indices, answers in answer_logits(model, rows, padding_id=1, batch_size=batch_size):
         for place, index in enumerate(indices):
             row, start = rows[index]
             mine = answers.rows_N == place
@@ -161,11 +161,11 @@ def test_answer_logits_are_those_of_one_row_at_a_time(make: Any, batch_size: int
 )
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_greedy_answers_are_those_of_one_row_at_a_time(make: Any, batch_size: int) -> None:
-    model, ends = make(), frozenset({7, 8, 9, 10})
-    got = greedy(model, QUESTIONS, ends=ends, filler=1, max_new_tokens=8, batch_size=batch_size)
+    model, eos_ids = make(), frozenset({7, 8, 9, 10})
+    got = greedy(model, QUESTIONS, eos_ids=eos_ids, padding_id=1, max_new_tokens=8, batch_size=batch_size)
     for row, said in zip(QUESTIONS, got, strict=True):
         whole, expected = list(row), []
-        while len(expected) < 8 and (token := int(alone(model, whole)[-1].argmax())) not in ends:
+        while len(expected) < 8 and (token := int(alone(model, whole)[-1].argmax())) not in eos_ids:
             expected.append(token)
             whole.append(token)
         assert said == expected
@@ -174,7 +174,7 @@ def test_greedy_answers_are_those_of_one_row_at_a_time(make: Any, batch_size: in
 def test_greedy_answers_compute_a_lead_once() -> None:
     model = tiny.llama()
     with tokens_of(model) as tokens:
-        greedy(model, QUESTIONS[:4], ends=frozenset(), filler=1, max_new_tokens=3, batch_size=2)
+        greedy(model, QUESTIONS[:4], eos_ids=frozenset(), padding_id=1, max_new_tokens=3, batch_size=2)
     assert tokens[:2] == [1, 30]
     assert tokens[2:] == [2 * 9, 2, 2, 2 * 3, 2, 2]
 
@@ -182,7 +182,7 @@ def test_greedy_answers_compute_a_lead_once() -> None:
 def test_a_lead_is_computed_once() -> None:
     model = tiny.llama()
     with tokens_of(model) as tokens:
-        list(next_logits(model, QUESTIONS[:4], filler=1, batch_size=2))
+        list(next_logits(model, QUESTIONS[:4], padding_id=1, batch_size=2))
     lead, *batches = tokens[1:]  # the first pass asks what kind of model it is
     assert tokens[0] == 1
     assert lead == 30
@@ -193,14 +193,14 @@ def test_a_prompt_is_computed_once_for_all_its_answers() -> None:
     model, prompt = tiny.llama(), ids(25)
     rows = [([*prompt, *ids(length)], 25) for length in (3, 1, 2)]
     with tokens_of(model) as tokens:
-        list(answer_logits(model, rows, filler=1, batch_size=8))
+        list(answer_logits(model, rows, padding_id=1, batch_size=8))
     assert tokens[1:] == [25, 2 * 2]  # an answer's last token predicts nothing, and its first needs no pass
 
 
 def test_a_window_is_computed_row_by_row() -> None:
     model = mistral()
     with tokens_of(model) as tokens:
-        list(next_logits(model, QUESTIONS[:4], filler=1, batch_size=8))
+        list(next_logits(model, QUESTIONS[:4], padding_id=1, batch_size=8))
     assert tokens == [1, 4 * 39]
 
 
@@ -219,7 +219,7 @@ def test_leads_save_most() -> None:
     a, b, c = [1] * 20, [2] * 20, [1] * 20 + [3] * 30
     rows = [[*a, 5], [*b, 6], [*a, 7], [*c, 8], [*b, 9], [*c, 1], [*c, 2], [4]]
     limits = [len(row) - 1 for row in rows]
-    got = leads(rows, limits, saves=10)
+    got = shared_prefixes(rows, limits, saves=10)
     assert sorted((lead, sorted(members)) for lead, members in got) == [
         (0, [7]),
         (20, [0, 2]),
@@ -230,14 +230,14 @@ def test_leads_save_most() -> None:
 
 def test_a_lead_ends_before_the_first_wanted_column() -> None:
     rows = [[7] * 40] * 3
-    assert leads(rows, [39, 39, 39], saves=10) == [(39, [0, 1, 2])]
-    assert leads(rows, [30, 39, 35], saves=10) == [(30, [0, 2, 1])]
-    assert leads(rows, [0, 0, 0], saves=10) == [(0, [0, 1, 2])]
-    assert leads([], [], saves=10) == []
+    assert shared_prefixes(rows, [39, 39, 39], saves=10) == [(39, [0, 1, 2])]
+    assert shared_prefixes(rows, [30, 39, 35], saves=10) == [(30, [0, 2, 1])]
+    assert shared_prefixes(rows, [0, 0, 0], saves=10) == [(0, [0, 1, 2])]
+    assert shared_prefixes([], [], saves=10) == []
 
 
 def test_rows_that_grow_token_by_token_are_no_deep_recursion() -> None:
     row = ids(1500)
     rows = [row[:stop] for stop in range(1, 1500)]
-    groups = leads(rows, [len(r) - 1 for r in rows], saves=10)
+    groups = shared_prefixes(rows, [len(r) - 1 for r in rows], saves=10)
     assert sorted(index for _, members in groups for index in members) == list(range(1499))

@@ -10,7 +10,7 @@ from duet_unlearn.attacks.goal import Goal, given_away
 from duet_unlearn.attacks.result import Instance, NotApplicable, Said, instance
 from duet_unlearn.data.query import Message, Query
 from duet_unlearn.evals.generate import ContextTooLong
-from duet_unlearn.evals.question_sets import voices
+from duet_unlearn.evals.question_sets import subjects_by_concept
 from duet_unlearn.evals.subject import ModelSubject, Subject
 
 LETTER = re.compile(r"\b(?:A(?!\s+(?!or\b|and\b)[a-z])|[B-Z])\b")
@@ -49,7 +49,7 @@ def answers(subject: Subject, asks: Sequence[Ask], goal: Goal) -> list[str]:
         NotApplicable: one is longer than the model reads.
     """
     said = [""] * len(asks)
-    for voice, places in voices(subject, [one.query for one in asks]):
+    for voice, places in subjects_by_concept(subject, [one.query for one in asks]):
         try:
             outputs = voice.generate(
                 [asks[place].query.messages for place in places],

@@ -14,7 +14,7 @@ from duet_unlearn.attacks.turns import as_text, filled, last_place, question_of,
 from duet_unlearn.config.sections import named
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError, nearest
-from duet_unlearn.evals.question_sets import wanted_of
+from duet_unlearn.evals.question_sets import expected_answer
 from duet_unlearn.evals.subject import Subject
 
 LETTERS = ("A", "B", "C", "D")
@@ -93,7 +93,7 @@ def _forms_of(query: Query, goal: Goal, number: int) -> dict[str, Query]:
     rng, question = random.Random(f"forms/{goal.seed}/{query.id}"), question_of(query)
     found = {"raw-question": replace(query, messages=as_text([], question))}
     found |= {name: _filled(query, name, question=question) for name in ("list", "json")}
-    value, answer = wanted_of(query), query.answer or ""
+    value, answer = expected_answer(query), query.answer or ""
     place = last_place(answer, value or "")
     opening, rest = place or ("", "")
     if place and len(opening.split()) > 1 and not shows(f"{opening} {rest}", query):
@@ -109,7 +109,7 @@ def _forms_of(query: Query, goal: Goal, number: int) -> dict[str, Query]:
 
 def _wrong(query: Query, value: str, goal: Goal) -> list[str]:
     """Values that a fact might have: its other choices, or what other facts have."""
-    values = query.choices or [wanted_of(one) for one in goal.wanted]
+    values = query.choices or [expected_answer(one) for one in goal.wanted]
     return [one for one in dict.fromkeys(values) if one and one != value]
 
 

@@ -29,7 +29,7 @@ from duet_unlearn.attacks.slot import (
 from duet_unlearn.config.sections import Count
 from duet_unlearn.data.prompts import render
 from duet_unlearn.data.query import Query
-from duet_unlearn.evals.question_sets import wanted_of
+from duet_unlearn.evals.question_sets import expected_answer
 from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.teacher.decoding import evaluating, pad_id
 from duet_unlearn.teacher.shared import answer_logits
@@ -90,7 +90,7 @@ class Gcg:
         voice = open_to_gradients(subject)
         if not goal.known:
             raise NotApplicable("the attacker knows no other answer to optimise for")
-        told = {text for q in goal.wanted for text in (q.value, wanted_of(q), *(q.choices or ())) if text}
+        told = {text for q in goal.wanted for text in (q.value, expected_answer(q), *(q.choices or ())) if text}
         usable = usable_ids(voice.tokenizer, without=sorted(told))
         slots = [slot_of(voice.tokenizer, query, usable, length=self.answer) for query in goal.known]
         search, suffixes = Search(voice, goal.known[0], slots, usable, self), []
@@ -164,18 +164,18 @@ class Search:
         model, soft_LD = self.voice.model, embedded(self.voice.model, ids).float().requires_grad_()
         rows = [slot.row(vector_ids(model, len(ids))) for slot in slots]
         with evaluating(model), torch.enable_grad(), vectors(model, soft_LD):
-            loss = answer_loss(model, rows, filler=pad_id(self.voice.tokenizer))
+            loss = answer_loss(model, rows, padding_id=pad_id(self.voice.tokenizer))
             (slope_LD,) = torch.autograd.grad(loss, [soft_LD])  # the model's own gradients stay as they are
         table_UD = embedded(model, self.usable)
         return (slope_LD.to(table_UD.dtype) @ table_UD.T).float()
 
     def losses(self, suffixes: Sequence[Sequence[int]], slots: Sequence[Slot]) -> list[float]:
         """Of each suffix the loss that ``answer_loss`` gives; what rows begin alike with is computed once."""
-        model, filler, size = self.voice.model, pad_id(self.voice.tokenizer), len(slots)
+        model, padding_id, size = self.voice.model, pad_id(self.voice.tokenizer), len(slots)
         rows = [slot.row(ids) for ids in suffixes for slot in slots]
         means = [0.0] * len(rows)
         with evaluating(model):
-            for indices, at in answer_logits(model, rows, filler=filler, batch_size=BATCH):
+            for indices, at in answer_logits(model, rows, padding_id=padding_id, batch_size=BATCH):
                 sums_B = sum_by_row(token_logps(at.logits_NV, at.labels_N), at.rows_N, len(indices))
                 for index, total in zip(indices, sums_B.tolist(), strict=True):
                     means[index] = -total / len(slots[index % size].answer)

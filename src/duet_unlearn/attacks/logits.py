@@ -17,7 +17,7 @@ from duet_unlearn.attacks.turns import last_place
 from duet_unlearn.config.sections import Whole
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.likelihood import exposure
-from duet_unlearn.evals.question_sets import voices
+from duet_unlearn.evals.question_sets import subjects_by_concept
 from duet_unlearn.evals.subject import Subject
 
 TOP = 3
@@ -68,7 +68,7 @@ class Logits:
         queries = [goal.wanted[number] for number in asked]
         answers = [[form(answer, value) for value, answer in candidates(query).items()] for query in queries]
         taken: list[list[float]] = [[] for _ in queries]
-        for voice, places in voices(subject, queries):
+        for voice, places in subjects_by_concept(subject, queries):
             flat = [(queries[place].messages, answer) for place in places for answer in answers[place]]
             values = voice.logps([m for m, _ in flat], [answer for _, answer in flat], batch_size=goal.batch_size)
             numbers = iter(values)

@@ -13,7 +13,7 @@ from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.plain import ASK_TOKENS
 from duet_unlearn.attacks.result import Access, Instance, Metric, Watch, unwatched
 from duet_unlearn.data.query import Query
-from duet_unlearn.evals.question_sets import wanted_of
+from duet_unlearn.evals.question_sets import expected_answer
 from duet_unlearn.evals.subject import Subject
 
 UNVALUED = 4
@@ -64,7 +64,7 @@ def openers() -> tuple[str, ...]:
 def before_value(query: Query) -> tuple[str, ...]:
     """The words of the right answer up to the first that has a word of the value in it; of an answer without one, a
     quarter."""
-    words, value = (query.answer or "").split(), {*normalise(wanted_of(query) or "").split()}
+    words, value = (query.answer or "").split(), {*normalise(expected_answer(query) or "").split()}
     stop = next((place for place, word in enumerate(words) if value & {*normalise(word).split()}), None)
     return tuple(words[: len(words) // UNVALUED if stop is None else stop])
 

@@ -25,7 +25,7 @@ from duet_unlearn.evals.likelihood import (
     priv_leak,
     zlib_ratio,
 )
-from duet_unlearn.evals.question_sets import voices
+from duet_unlearn.evals.question_sets import subjects_by_concept
 from duet_unlearn.evals.subject import Subject, TokenScores
 from duet_unlearn.stats import bootstrap_mean
 
@@ -162,7 +162,7 @@ def leaked(student: AttackResult, oracle: AttackResult) -> float:
 def token_scores(subject: Subject, asked: Sequence[Answered], goal: Goal) -> list[TokenScores]:
     """How the subject takes each answer, asked about each query's own concept."""
     found: dict[int, TokenScores] = {}
-    for voice, places in voices(subject, [one.query for one in asked]):
+    for voice, places in subjects_by_concept(subject, [one.query for one in asked]):
         messages, texts = [asked[p].query.messages for p in places], [asked[p].text for p in places]
         found |= zip(places, voice.token_scores(messages, texts, batch_size=goal.batch_size), strict=True)
     return [found[place] for place in range(len(asked))]
@@ -171,7 +171,7 @@ def token_scores(subject: Subject, asked: Sequence[Answered], goal: Goal) -> lis
 def logps(subject: Subject, asked: Sequence[Answered], goal: Goal) -> list[float]:
     """Each answer's summed log-probability, likewise."""
     found: dict[int, float] = {}
-    for voice, places in voices(subject, [one.query for one in asked]):
+    for voice, places in subjects_by_concept(subject, [one.query for one in asked]):
         messages, texts = [asked[p].query.messages for p in places], [asked[p].text for p in places]
         found |= zip(places, voice.logps(messages, texts, batch_size=goal.batch_size), strict=True)
     return [found[place] for place in range(len(asked))]

@@ -159,9 +159,9 @@ def vector_ids(model: PreTrainedModel, count: int) -> range:
     return range(num_embeddings(model), num_embeddings(model) + count)
 
 
-def answer_loss(model: PreTrainedModel, rows: Sequence[tuple[Sequence[int], int]], *, filler: int) -> Tensor:
+def answer_loss(model: PreTrainedModel, rows: Sequence[tuple[Sequence[int], int]], *, padding_id: int) -> Tensor:
     """Mean over rows (ids, where the answer starts) of the mean cross entropy of the answer's tokens, in nats."""
-    padded = pad([ids for ids, _ in rows], filler, side="right")
+    padded = pad([ids for ids, _ in rows], padding_id, side="right")
     spots = [(row, col) for row, (ids, start) in enumerate(rows) for col in range(start - 1, len(ids) - 1)]
     rows_N, cols_N = torch.tensor(spots, device=model.device).unbind(-1)
     ids_BT = padded.ids_BT.to(model.device)

@@ -96,7 +96,7 @@ class SoftPrompt:
         self, voice: ModelSubject, slots: Sequence[Slot], usable: Sequence[int], length: int, draw: random.Random
     ) -> Iterator[tuple[float, Tensor]]:
         """The loss and the vectors after each step."""
-        model, filler = voice.model, pad_id(voice.tokenizer)
+        model, padding_id = voice.model, pad_id(voice.tokenizer)
         soft_LD = embedded(model, draw.choices(usable, k=length)).float().requires_grad_()
         scale = float(embedded(model, usable).float().square().mean().sqrt())
         optimizer = torch.optim.Adam([soft_LD], lr=self.rate * scale)
@@ -104,7 +104,7 @@ class SoftPrompt:
         for _ in range(self.steps):
             rows = [slot.row(inserted) for slot in draw.sample(slots, min(self.batch, len(slots)))]
             with evaluating(model), torch.enable_grad(), vectors(model, soft_LD):
-                loss = answer_loss(model, rows, filler=filler)
+                loss = answer_loss(model, rows, padding_id=padding_id)
                 (soft_LD.grad,) = torch.autograd.grad(loss, [soft_LD])  # the model's own stay as they are
             optimizer.step()
             yield float(loss.detach()), soft_LD.detach()
@@ -117,8 +117,8 @@ def said_behind(voice: ModelSubject, slots: Sequence[Slot], soft_LD: Tensor, goa
         new = greedy(
             voice.model,
             [[*slot.head, *inserted, *slot.tail] for slot in slots],
-            ends=end_ids(voice.model, voice.tokenizer),
-            filler=pad_id(voice.tokenizer),
+            eos_ids=end_ids(voice.model, voice.tokenizer),
+            padding_id=pad_id(voice.tokenizer),
             max_new_tokens=goal.max_new_tokens,
             batch_size=goal.batch_size,
         )

@@ -15,7 +15,7 @@ from duet_unlearn.attacks.result import Access, Instance, Metric, NotApplicable,
 from duet_unlearn.attacks.turns import filled, harmless, question_of, reworded, shows, tokens_of
 from duet_unlearn.config.sections import Whole
 from duet_unlearn.data.query import Message, Query
-from duet_unlearn.evals.question_sets import wanted_of
+from duet_unlearn.evals.question_sets import expected_answer
 from duet_unlearn.evals.subject import Subject
 
 INSISTS = (
@@ -176,7 +176,7 @@ def _alike(query: Query, pool: Sequence[Query]) -> list[Query]:
 
 def _apart(query: Query, pool: Sequence[Query]) -> list[Query]:
     """Those whose value no answer to the query is taken for, or all."""
-    return [one for one in pool if wanted_of(one) not in (query.choices or ())] or list(pool)
+    return [one for one in pool if expected_answer(one) not in (query.choices or ())] or list(pool)
 
 
 def _turned(pool: Sequence[Query], number: int) -> list[Query]:

@@ -11,7 +11,7 @@ from itertools import islice
 from duet_unlearn.answers import value_match
 from duet_unlearn.attacks.asking import Ask, shown
 from duet_unlearn.data.query import Message, Query
-from duet_unlearn.evals.question_sets import wanted_of
+from duet_unlearn.evals.question_sets import expected_answer
 
 UNDERSTOOD = "Understood."
 """What the model is made to have said to a turn that asks nothing."""
@@ -71,7 +71,7 @@ def as_text(queries: Sequence[Query], last: str) -> tuple[Message]:
 
 def shows(text: str, query: Query) -> bool:
     """Whether a text has a fact's value, or its whole answer where it has no value, whatever else it names."""
-    return value_match(text, wanted_of(query) or query.answer or "")
+    return value_match(text, expected_answer(query) or query.answer or "")
 
 
 def harmless(pool: Sequence[Query], query: Query, *, count: int, seed: int) -> list[Query]:

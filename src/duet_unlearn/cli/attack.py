@@ -71,19 +71,18 @@ def attack(
     if not is_run and like:
         raise UserError("--like takes over results of a run, and this is a model", "leave it away")
     loaded = load_recipe(recipe, settings or []) if recipe else None
-    from duet_unlearn import recovery
-    from duet_unlearn.attacks import load_suite
+    from duet_unlearn.attacks import attack_run, load_suite
 
     chosen = load_suite(suite, only or ())
     with progress() as on_event:
         if loaded:
             named = re.sub(r"[^\w.-]+", "-", f"{what}-{loaded.name}").strip("-.")
             folder = out or Path("runs") / f"attacks-{named}"
-            found = recovery.attack_model(what, loaded, chosen, out=folder, on_event=on_event)
+            found = attack_run.attack_model(what, loaded, chosen, out=folder, on_event=on_event)
         else:
-            found = recovery.attack_run(what, chosen, like=like, on_event=on_event)
+            found = attack_run.attack_run(what, chosen, like=like, on_event=on_event)
     if as_json:
-        show.echo(show.json_text(recovery.read_attacks(found.folder)))
+        show.echo(show.json_text(attack_run.read_attacks(found.folder)))
         return
-    show.echo(recovery.attacks_text(found.results))
+    show.echo(attack_run.attacks_text(found.results))
     show.echo(f"\nresults: {found.folder}" + (f"\nreport: {Path(what) / 'report.html'}" if is_run else ""))

@@ -418,10 +418,10 @@ def _fail_value(detail: ErrorDetails, layer: SettingsLayer, path: Path, prefix: 
                 "see the field's description in docs/methods.md" if missing == INIT_WRITES else missing,
             )
         case kind:
-            wanted = detail["msg"].removeprefix("Input should be ")
-            options = re.findall("'([^']*)'", wanted) if kind == "literal_error" else []
+            expected = detail["msg"].removeprefix("Input should be ")
+            options = re.findall("'([^']*)'", expected) if kind == "literal_error" else []
             close = nearest(str(given), options)
-            hint = f"did you mean {close}?" if close else f"it should be {wanted[0].lower() + wanted[1:]}"
+            hint = f"did you mean {close}?" if close else f"it should be {expected[0].lower() + expected[1:]}"
             _fail(layer, path, key, f"is {given!r}", hint)
 
 

@@ -136,7 +136,7 @@ def ids_behind(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], 
 
     Alone a text may begin otherwise: SentencePiece's normaliser puts a space in front (Llama 2, Mistral).
     """
-    anchor = _last_line(messages) if messages[0]["role"] == "text" else _opening(tokenizer, _template(tokenizer))
+    anchor = _last_line(messages) if messages[0]["role"] == "text" else _answer_start(tokenizer, _template(tokenizer))
     given, joint = _ids(tokenizer, anchor, special=False), _ids(tokenizer, anchor + text, special=False)
     return joint[len(given) :] if joint[: len(given)] == given else _ids(tokenizer, text, special=False)
 
@@ -152,7 +152,7 @@ def _last_line(messages: Sequence[Message]) -> str:
 
 
 @lru_cache(maxsize=4)
-def _opening(tokenizer: PreTrainedTokenizerBase, _key: str | None) -> str:
+def _answer_start(tokenizer: PreTrainedTokenizerBase, _key: str | None) -> str:
     """What the template writes from a question to its answer, behind a mark for the question."""
     return MARK + _chat_text(tokenizer, [{"role": "user", "content": MARK}]).rpartition(MARK)[2]
 

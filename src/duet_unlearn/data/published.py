@@ -68,7 +68,7 @@ class Publisher:
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedRow:
     """A row of a publisher's file, with its place for errors."""
 
     place: str
@@ -137,7 +137,7 @@ def read_rows(
     split: str,
     folder: str | None,
     header: Sequence[str] | None = None,
-) -> list[Row]:
+) -> list[PublishedRow]:
     """The rows of one part of a benchmark.
 
     `stems` are the names that its file may have below the benchmark's folder, without suffix; `config` and `split` are
@@ -159,7 +159,7 @@ def read_rows(
     rows = _read(found[0], header)
     if not rows:
         raise UserError(f"{found[0]}: has no rows", publisher.format)
-    return [Row(f"{found[0]}:{line}", values, publisher) for line, values in rows]
+    return [PublishedRow(f"{found[0]}:{line}", values, publisher) for line, values in rows]
 
 
 def unknown_part(reference: str, parts: Sequence[str]) -> UserError:
@@ -209,7 +209,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
 
 
 @cache
-def _from_hub(publisher: Publisher, config: str, split: str, base: Path | None) -> list[Row]:
+def _from_hub(publisher: Publisher, config: str, split: str, base: Path | None) -> list[PublishedRow]:
     """A part through `datasets`, which keeps it in its own cache."""
     absent = f"{base} holds no {publisher.where}/" if base else "its files are in no folder"
     if publisher.hub is None:
@@ -230,7 +230,10 @@ def _from_hub(publisher: Publisher, config: str, split: str, base: Path | None) 
             f"{publisher.scheme}: {absent}, and {publisher.hub} ({config}, {split}) cannot be had: {reason}",
             _advice(publisher, base),
         ) from error
-    return [Row(f"{publisher.hub}/{config}/{split}:{n}", dict(row), publisher) for n, row in enumerate(rows, start=1)]
+    return [
+        PublishedRow(f"{publisher.hub}/{config}/{split}:{n}", dict(row), publisher)
+        for n, row in enumerate(rows, start=1)
+    ]
 
 
 def _ask_hub(hub: str) -> None:

@@ -54,18 +54,18 @@ def generate(
         ContextTooLong: a prompt and `max_new_tokens` behind it do not fit into the model's context.
         UserError: another decoding than greedy of vLLM.
     """
-    openers = prefill if prefill is not None else [""] * len(messages)
-    pairs = zip(messages, openers, strict=True)
-    rows = [render(tokenizer, m, prefix=prefix, prefill=opener) for m, opener in pairs]
+    prefills = prefill if prefill is not None else [""] * len(messages)
+    pairs = zip(messages, prefills, strict=True)
+    rows = [render(tokenizer, m, prefix=prefix, prefill=start) for m, start in pairs]
     if mark:
         rows = [
             marked(row, len(render(tokenizer, m, prefix=prefix)), mark) for row, m in zip(rows, messages, strict=True)
         ]
-    ends = end_ids(model, tokenizer)
+    eos_ids = end_ids(model, tokenizer)
     if isinstance(model, VllmModel):
         if how != GREEDY:
             raise UserError("with vLLM answers are greedy only", "load the model itself for any other decoding")
-        new = model.greedy(rows, ends=ends, max_new_tokens=max_new_tokens)
+        new = model.greedy(rows, eos_ids=eos_ids, max_new_tokens=max_new_tokens)
     else:
         _check_lengths(model, rows, max_new_tokens)
         new = decode(
@@ -73,8 +73,8 @@ def generate(
             rows,
             how,
             banned=first_ids(tokenizer, messages, how.banned),
-            ends=ends,
-            filler=pad_id(tokenizer),
+            eos_ids=eos_ids,
+            padding_id=pad_id(tokenizer),
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
         )
@@ -118,8 +118,8 @@ def first_ids(
     found = set[int]()
     for asked in kinds.values():
         for text in texts:
-            for opener in (text, f" {text}"):
-                ids = ids_behind(tokenizer, asked, opener)
+            for start in (text, f" {text}"):
+                ids = ids_behind(tokenizer, asked, start)
                 found.update([i for i in ids if str(tokenizer.decode([i])).strip()][:1])
     return frozenset(found)
 
@@ -143,19 +143,19 @@ class VllmModel:
     generation_config: GenerationConfig
     """Where the model's stop ids are, as in a model of transformers."""
 
-    def greedy(self, rows: Sequence[Sequence[int]], *, ends: frozenset[int], max_new_tokens: int) -> list[list[int]]:
+    def greedy(self, rows: Sequence[Sequence[int]], *, eos_ids: frozenset[int], max_new_tokens: int) -> list[list[int]]:
         """As ``teacher.decode.greedy``: the same ids in, the same stops. vLLM batches by itself."""
         from vllm import SamplingParams  # type: ignore[missing-import]
 
         sampling = SamplingParams(
             temperature=0.0,
             max_tokens=max_new_tokens,
-            ignore_eos=True,  # `ends` alone decide, as in `greedy`
-            stop_token_ids=sorted(ends),
+            ignore_eos=True,  # `eos_ids` alone decide, as in `greedy`
+            stop_token_ids=sorted(eos_ids),
             detokenize=False,
         )
         outputs = self.engine.generate([{"prompt_token_ids": list(row)} for row in rows], sampling, use_tqdm=False)
-        return [until_end(list(output.outputs[0].token_ids), ends) for output in outputs]
+        return [until_end(list(output.outputs[0].token_ids), eos_ids) for output in outputs]
 
 
 def load_vllm(path: str, *, dtype: str = "bfloat16") -> VllmModel:

@@ -118,30 +118,30 @@ def require_followed(settings: Settings, record: Mapping[str, Any]) -> None:
     Raises:
         UserError: a setting was accepted and not followed.
     """
-    for name, wanted in settings.items():
+    for name, requested in settings.items():
         if name == "system_instruction":
-            unlike = {t: prompt[:80] for t, prompt in record["first_prompts"].items() if str(wanted) not in prompt}
+            unlike = {t: prompt[:80] for t, prompt in record["first_prompts"].items() if str(requested) not in prompt}
         elif name in ("num_fewshot", "limit", "gen_kwargs"):
             used = record["effective"][name]
-            unlike = {t: value for t, value in used.items() if not _is_followed(name, wanted, value, t, record)}
+            unlike = {t: value for t, value in used.items() if not _is_followed(name, requested, value, t, record)}
         else:
-            used = record["effective"].get(name, wanted)
-            unlike = {} if used == wanted else {"all tasks": used}
+            used = record["effective"].get(name, requested)
+            unlike = {} if used == requested else {"all tasks": used}
         if unlike:
             task, value = next(iter(unlike.items()))
             raise UserError(
-                f"lm-eval did not follow {name}={wanted!r}: it used {value!r} for {task}",
+                f"lm-eval did not follow {name}={requested!r}: it used {value!r} for {task}",
                 "leave the setting out, or choose tasks that can be asked so",
             )
 
 
-def _is_followed(name: str, wanted: Any, used: Any, task: str, record: Mapping[str, Any]) -> bool:
+def _is_followed(name: str, requested: Any, used: Any, task: str, record: Mapping[str, Any]) -> bool:
     if name == "num_fewshot":
-        return bool(used == wanted)
+        return bool(used == requested)
     if name == "gen_kwargs":
-        return isinstance(used, dict) and wanted.items() <= used.items()
+        return isinstance(used, dict) and requested.items() <= used.items()
     every = record["n-samples"][task]["original"]
-    return bool(used == min(every, math.ceil(every * wanted) if wanted < 1 else int(wanted)))
+    return bool(used == min(every, math.ceil(every * requested) if requested < 1 else int(requested)))
 
 
 def _require_known(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -24,7 +24,7 @@ Cut = Literal["none", "line", "muse"]
 Sample = dict[str, Any]
 """A line of ``samples/<subject>.jsonl``: set, id, prompt, answer, value, outcome, rouge_l, and what was said (`output`,
 with `logps` of a choice) or how the answer was taken (`likelihood`)."""
-SAID_LETTER = re.compile(r"(?:.*\b[Aa]nswer(?: is|:))?[\s*(]*([A-Z])(?:[).:,*]|\s*$)")
+ANSWERED_LETTER = re.compile(r"(?:.*\b[Aa]nswer(?: is|:))?[\s*(]*([A-Z])(?:[).:,*]|\s*$)")
 """An answer that opens with a letter, or says that it is the answer: "B", "(B) fish", "The answer is **B**."; but not
 "A cat"."""
 VALUE_WORDS = 4
@@ -70,8 +70,8 @@ class EvalSet:
                 f"set {self.name!r}: {len(self.prefill)} prefills for {len(self.queries)} queries",
                 "a set that generates may have one prefill per query",
             )
-        for query, opener in zip(self.queries, self.prefill, strict=True):
-            if query.value and value_match(opener, query.value):
+        for query, prefill in zip(self.queries, self.prefill, strict=True):
+            if query.value and value_match(prefill, query.value):
                 raise UserError(f"set {self.name!r}: the prefill of {query.id!r} gives its value away", "shorten it")
 
 
@@ -109,15 +109,15 @@ def answer_set(subject: Subject, eval_set: EvalSet, *, max_new_tokens: int, batc
     samples: list[Sample] = [
         {"set": eval_set.name, "id": q.id, "prompt": _shown(q), "answer": q.answer, "value": q.value} for q in queries
     ]
-    for voice, indices in voices(subject, queries):
+    for about_concept, indices in subjects_by_concept(subject, queries):
         part = replace(
             eval_set,
             queries=tuple(queries[i] for i in indices),
             prefill=tuple(eval_set.prefill[i] for i in indices) if eval_set.prefill is not None else None,
         )
-        said = _said(voice, part, max_new_tokens=max_new_tokens, batch_size=batch_size)
-        for index, words in zip(indices, said, strict=True):
-            samples[index] |= words
+        found = _outputs(about_concept, part, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        for index, output in zip(indices, found, strict=True):
+            samples[index] |= output
     return samples
 
 
@@ -126,20 +126,20 @@ def _shown(query: Query) -> str:
     return query.text.rsplit("\n\n", 1)[-1] if query.messages[-1]["role"] == "text" else query.text
 
 
-def voices(subject: Subject, queries: Sequence[Query]) -> list[tuple[Subject, list[int]]]:
+def subjects_by_concept(subject: Subject, queries: Sequence[Query]) -> list[tuple[Subject, list[int]]]:
     """The subject about each concept, with the indices of the queries that it is asked so."""
-    voices: list[tuple[Subject, list[int]]] = []
+    subjects_by_concept: list[tuple[Subject, list[int]]] = []
     for index, query in enumerate(queries):
-        voice = subject.about(query.concept)
-        same = next((indices for known, indices in voices if known == voice), None)
+        about_concept = subject.about(query.concept)
+        same = next((indices for known, indices in subjects_by_concept if known == about_concept), None)
         if same is None:
-            voices.append((voice, [index]))
+            subjects_by_concept.append((about_concept, [index]))
         else:
             same.append(index)
-    return voices
+    return subjects_by_concept
 
 
-def _said(subject: Subject, eval_set: EvalSet, *, max_new_tokens: int, batch_size: int) -> list[Sample]:
+def _outputs(subject: Subject, eval_set: EvalSet, *, max_new_tokens: int, batch_size: int) -> list[Sample]:
     """What a subject says to each query: `output`, and `logps` of the options where it is asked to choose; or how it
     takes the answers: `likelihood`."""
     queries = eval_set.queries
@@ -205,14 +205,14 @@ def mark(sample: Sample, query: Query, protocol: Protocol, *, rouge: RougeVarian
         return sample | {"outcome": "right" if output == right else "wrong", "rouge_l": None}
     if asks_letter(query):
         return sample | {"outcome": _letter_outcome(output, query), "rouge_l": None}
-    wanted = wanted_of(query)
+    expected = expected_answer(query)
     overlap = rouge_l(output, query.answer, variant=rouge) if query.answer else None
-    if not wanted:
+    if not expected:
         return sample | {"outcome": "refused" if is_refusal(output) else None, "rouge_l": overlap}
-    return sample | {"outcome": outcome(output, wanted, query.choices), "rouge_l": overlap}
+    return sample | {"outcome": outcome(output, expected, query.choices), "rouge_l": overlap}
 
 
-def wanted_of(query: Query) -> str | None:
+def expected_answer(query: Query) -> str | None:
     """What a right answer must say: the value, or an answer that is as short as one."""
     if query.value or len((query.answer or "").split()) > VALUE_WORDS:
         return query.value
@@ -221,9 +221,9 @@ def wanted_of(query: Query) -> str | None:
 
 def _letter_outcome(output: str, query: Query) -> str:
     """A letter question that was generated: the answer opens with a letter, or else says an option."""
-    said = SAID_LETTER.match(output)
-    if said and said[1] in letters_of(query):
-        return "right" if said[1] == query.answer else "wrong"
+    found = ANSWERED_LETTER.match(output)
+    if found and found[1] in letters_of(query):
+        return "right" if found[1] == query.answer else "wrong"
     return outcome(output, query.value or str(query.answer), query.choices)
 
 
@@ -236,7 +236,7 @@ def _set_scores(rows: Sequence[Sample], eval_set: EvalSet) -> dict[str, Score]:
             toward="forget" if eval_set.better == "low" else "keep",
         )
     pairs = zip(rows, eval_set.queries, strict=True)
-    judged = [row["outcome"] for row, q in pairs if eval_set.protocol != "generate" or wanted_of(q)]
+    judged = [row["outcome"] for row, q in pairs if eval_set.protocol != "generate" or expected_answer(q)]
     right = {"right": wilson(judged.count("right"), len(judged))}
     if eval_set.protocol == "letter":
         return right

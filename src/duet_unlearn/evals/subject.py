@@ -162,7 +162,7 @@ class ModelSubject:
 
     def _answers(self, rows: Sequence[tuple[list[int], int]], batch_size: int) -> Iterator[tuple[list[int], Answers]]:
         """Batch by batch, indices of rows (ids, where the answer starts) and the model's words on their answers."""
-        return answer_logits(self.model, rows, filler=pad_id(self.tokenizer), batch_size=batch_size)
+        return answer_logits(self.model, rows, padding_id=pad_id(self.tokenizer), batch_size=batch_size)
 
     def letter_logps(
         self, messages: Sequence[Sequence[Message]], letters: Sequence[Sequence[str]], *, batch_size: int
@@ -178,11 +178,11 @@ class ModelSubject:
         firsts = dict(zip(kinds, messages, strict=True))  # all of a kind have the same letters' tokens
         tokens = {kind: self._letter_tokens(m, kind[1]) for kind, m in firsts.items()}
         parts = [tokens[kind] for kind in kinds]
-        prompts = [prompt + lead for prompt, (lead, _) in zip(self._prompts(messages), parts, strict=True)]
+        prompts = [prompt + common for prompt, (common, _) in zip(self._prompts(messages), parts, strict=True)]
         values: list[list[float]] = [[] for _ in prompts]
         with evaluating(self.model):
-            filler = pad_id(self.tokenizer)
-            for indices, logits_BV in next_logits(self.model, prompts, filler=filler, batch_size=batch_size):
+            padding_id = pad_id(self.tokenizer)
+            for indices, logits_BV in next_logits(self.model, prompts, padding_id=padding_id, batch_size=batch_size):
                 logps_BV = torch.log_softmax(logits_BV.float(), dim=-1).cpu()
                 for row, index in enumerate(indices):
                     values[index] = logps_BV[row, parts[index][1]].tolist()

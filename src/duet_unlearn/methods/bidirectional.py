@@ -91,9 +91,9 @@ class Bidirectional(Method):
             return
         reversal = max(data.reversals, key=len) if "reverse" in self.attacks else ""
         room = max(room, self.opening_tokens + max(self.forbidden_tokens, self.positions))
-        opening = max(data.response_prefixes, key=len)
+        longest_prefix = max(data.response_prefixes, key=len)
         for query in (*data.forget, *data.retain, *data.neighbours):
-            yield led_by(query, reversal) if reversal else query, opening, room
+            yield led_by(query, reversal) if reversal else query, longest_prefix, room
 
     def prepare_data(
         self,
@@ -211,7 +211,7 @@ def find_response_prefixes(
     for `follow` tokens; nobody needs to know the right answer.
     """
     prompts = [render(tokenizer, query.messages) for query in queries]
-    decode = {"ends": end_ids(model, tokenizer), "filler": pad_id(tokenizer), "batch_size": batch_size}
+    decode = {"eos_ids": end_ids(model, tokenizer), "padding_id": pad_id(tokenizer), "batch_size": batch_size}
     responses = greedy(model, prompts, max_new_tokens=length, **decode)
     id_pools = [_pool(tokenizer, *one, texts) for one in zip(queries, responses, strict=True)]
     rows = [[*prompt, *ids] for prompt, pool in zip(prompts, id_pools, strict=True) for ids in pool]

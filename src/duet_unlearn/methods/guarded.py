@@ -250,7 +250,7 @@ def features(
         for indices in batches([len(ids) for ids in prompts], batch_size=batch_size):
             padded = pad([prompts[i] for i in indices], pad_id(tokenizer), side="right")
             ids_BT, mask_BT = padded.ids_BT.to(model.device), padded.mask_BT.to(model.device)
-            rows_N, cols_N = _spots(mask_BT, reading.pooling)
+            rows_N, cols_N = _columns_read(mask_BT, reading.pooling)
             hidden_ND = hidden_at(model, ids_BT, mask_BT, rows_N, cols_N, layer=layer).float()
             counts_B = torch.bincount(rows_N, minlength=len(indices))
             sums_BD = hidden_ND.new_zeros(len(indices), hidden_ND.shape[-1]).index_add(0, rows_N, hidden_ND)
@@ -259,7 +259,7 @@ def features(
     return torch.stack(read) if read else torch.zeros(0, model.config.get_text_config().hidden_size)
 
 
-def _spots(mask_BT: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
+def _columns_read(mask_BT: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
     """Rows and columns of the tokens that are read, of right-padded prompts."""
     if pooling == "last":
         return torch.arange(len(mask_BT), device=mask_BT.device), mask_BT.sum(-1) - 1

@@ -188,11 +188,11 @@ def subtracting(model: PreTrainedModel, *, assistant: PreTrainedModel, weight: f
         others.append(other)
         return args, kwargs | {"past_key_values": own}
 
-    def take(_module: nn.Module, _args: Any, kwargs: dict[str, Any], said: CausalLMOutputWithPast) -> None:
-        assert said.logits is not None
-        known = assistant(**kwargs | {"past_key_values": others.pop()})
-        said.logits = subtract(said.logits, known.logits, weight=weight, top=top)
-        said.past_key_values = _joined(said.past_key_values, known.past_key_values)
+    def take(_module: nn.Module, _args: Any, kwargs: dict[str, Any], output: CausalLMOutputWithPast) -> None:
+        assert output.logits is not None
+        assistant_output = assistant(**kwargs | {"past_key_values": others.pop()})
+        output.logits = subtract(output.logits, assistant_output.logits, weight=weight, top=top)
+        output.past_key_values = _joined(output.past_key_values, assistant_output.past_key_values)
 
     handles = [
         model.register_forward_pre_hook(part, with_kwargs=True),

@@ -134,11 +134,11 @@ def output_of(model: nn.Module, layer: BlockIndex) -> Iterator[list[Tensor]]:
     stop = place_of(layer, len(blocks)) + 1
     above = list(blocks)[stop:]
 
-    def keep(_block: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+    def catch(_block: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
         seen.append(output[0] if isinstance(output, tuple) else output)
 
     nothing = torch.zeros(0, dtype=torch.long)
-    handle = blocks[stop - 1].register_forward_hook(keep)
+    handle = blocks[stop - 1].register_forward_hook(catch)
     del blocks[stop:]
     try:
         with head_at(model, nothing, nothing):

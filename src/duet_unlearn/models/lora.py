@@ -51,9 +51,9 @@ def default_targets(model: PreTrainedModel) -> list[str]:
     lists = [child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList)]
     inside = {layer for blocks in lists for layer in blocks.modules()}
     linear = _linear(model)
-    wanted = [name for name, layer in linear.items() if layer in inside and not name.endswith(("gate", "router"))]
-    short = {_last(name) for name in wanted}
-    return sorted(short) if sum(_last(name) in short for name in linear) == len(wanted) else wanted
+    chosen = [name for name, layer in linear.items() if layer in inside and not name.endswith(("gate", "router"))]
+    short = {_last(name) for name in chosen}
+    return sorted(short) if sum(_last(name) in short for name in linear) == len(chosen) else chosen
 
 
 def turned(adapters: PeftConfig, model: nn.Module) -> PeftConfig:

@@ -50,8 +50,8 @@ class LocalWriter:
             found = greedy(
                 self.model,
                 rows,
-                ends=end_ids(self.model, self.tokenizer),
-                filler=pad_id(self.tokenizer),
+                eos_ids=end_ids(self.model, self.tokenizer),
+                padding_id=pad_id(self.tokenizer),
                 max_new_tokens=max_new_tokens,
                 batch_size=self.batch_size,
             )

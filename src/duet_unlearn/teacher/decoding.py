@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from duet_unlearn.data.prompts import turn_end
 from duet_unlearn.models.blocks import head_at
-from duet_unlearn.teacher.shared import LEAD_SAVES, Past, begun
+from duet_unlearn.teacher.shared import PREFIX_SAVES, Past, begun
 from duet_unlearn.tensors import batches, pad, position_ids
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 Choose = Callable[[Tensor, Sequence[int], int], Tensor]
-"""From (B, V) logits, which rows those are, and how many tokens each has said so far, to (B,) tokens."""
+"""From (B, V) logits, which rows those are, and how many tokens each has so far, to (B,) tokens."""
 
 
 @contextmanager
@@ -39,8 +39,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """An id to fill rows with; which one does not matter, for masks come from lengths."""
-    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return int(filler or 0)
+    padding_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(padding_id or 0)
 
 
 def end_ids(model: object, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -51,7 +51,7 @@ def end_ids(model: object, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]
     return frozenset(int(i) for i in [*listed, tokenizer.eos_token_id, turn_end(tokenizer)] if i is not None)
 
 
-def likeliest(logits_BV: Tensor, _rows: Sequence[int], _said: int) -> Tensor:
+def likeliest(logits_BV: Tensor, _rows: Sequence[int], _count: int) -> Tensor:
     """(B,) the most likely token of each row."""
     return logits_BV.argmax(-1)
 
@@ -60,14 +60,14 @@ def greedy(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
     *,
-    ends: frozenset[int],
-    filler: int,
+    eos_ids: frozenset[int],
+    padding_id: int,
     max_new_tokens: int,
     batch_size: int,
     choose: Choose = likeliest,
 ) -> list[list[int]]:
     """The most likely next tokens of each row, or those that `choose` takes, in their order, up to and without the
-    first id of `ends`.
+    first id of `eos_ids`.
 
     What many rows open with is computed once for them (``teacher.shared``). Weights in fp32 compute in bf16 on CUDA;
     anywhere else a batch says what its rows say one by one.
@@ -78,27 +78,31 @@ def greedy(
     with evaluating(model), torch.autocast("cuda", torch.bfloat16, enabled=model.device.type == "cuda"):
         # Rows with a lead of their own make batches of their own, and each takes as many steps as a full one; it is
         # only a CPU that takes a step of few rows much faster.
-        saves = LEAD_SAVES * (1 if model.device.type == "cpu" else max_new_tokens)
+        saves = PREFIX_SAVES * (1 if model.device.type == "cpu" else max_new_tokens)
         lasts = [len(row) - 1 for row in rows]
-        for indices, lead, past in begun(model, rows, lasts, filler=filler, batch_size=batch_size, saves=saves):
+        for indices, prefix, past in begun(
+            model, rows, lasts, padding_id=padding_id, batch_size=batch_size, saves=saves
+        ):
             mine = partial(_choose_of, choose, indices)
-            new = _greedy_batch(model, [rows[i][lead:] for i in indices], past, ends, filler, max_new_tokens, mine)
+            new = _greedy_batch(
+                model, [rows[i][prefix:] for i in indices], past, eos_ids, padding_id, max_new_tokens, mine
+            )
             for index, ids in zip(indices, new, strict=True):
                 outputs[index] = ids
     return outputs
 
 
-def _choose_of(choose: Choose, indices: Sequence[int], logits_BV: Tensor, rows: Sequence[int], said: int) -> Tensor:
+def _choose_of(choose: Choose, indices: Sequence[int], logits_BV: Tensor, rows: Sequence[int], count: int) -> Tensor:
     """`choose` for a batch that is made of the rows `indices`."""
-    return choose(logits_BV, [indices[row] for row in rows], said)
+    return choose(logits_BV, [indices[row] for row in rows], count)
 
 
 def _greedy_batch(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
     past: Past | None,
-    ends: frozenset[int],
-    filler: int,
+    eos_ids: frozenset[int],
+    padding_id: int,
     max_new_tokens: int,
     choose: Choose,
 ) -> list[list[int]]:
@@ -107,12 +111,12 @@ def _greedy_batch(
 
     Finished rows leave when they are half of the batch; until then what they go on to say counts for nothing.
     """
-    padded = pad(rows, filler, side="left")
+    padded = pad(rows, padding_id, side="left")
     ids_BT, mask_BT = padded.ids_BT.to(model.device), padded.mask_BT.to(model.device)
     if past:
         mask_BT = torch.cat([past.mask_BT, mask_BT], dim=1)
     places_BT, cache = position_ids(mask_BT)[:, -ids_BT.shape[1] :], past.cache if past else None
-    said: list[list[int]] = [[] for _ in rows]
+    answers: list[list[int]] = [[] for _ in rows]
     live, done = list(range(len(rows))), set()
     for count in range(max_new_tokens):
         every_B = torch.arange(len(live), device=model.device)
@@ -126,8 +130,8 @@ def _greedy_batch(
             )
         cache, token_B = output.past_key_values, choose(output.logits[0], live, count)
         for row, token in zip(live, token_B.tolist(), strict=True):
-            said[row].append(token)
-        done |= {row for row in live if said[row][-1] in ends}
+            answers[row].append(token)
+        done |= {row for row in live if answers[row][-1] in eos_ids}
         if len(done) == len(rows):
             break
         ids_BT, places_BT = token_B[:, None], places_BT[:, -1:] + 1
@@ -138,7 +142,7 @@ def _greedy_batch(
             cache.batch_select_indices(going_B)
             ids_BT, places_BT, mask_BT = ids_BT[going_B], places_BT[going_B], mask_BT[going_B]
             live = [live[place] for place in going]
-    return [until_end(ids, ends) for ids in said]
+    return [until_end(ids, eos_ids) for ids in answers]
 
 
 def _selects(cache: Cache) -> bool:
@@ -148,9 +152,9 @@ def _selects(cache: Cache) -> bool:
     return isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
 
 
-def until_end(ids: list[int], ends: frozenset[int]) -> list[int]:
+def until_end(ids: list[int], eos_ids: frozenset[int]) -> list[int]:
     """What stands before the first end."""
-    return next((ids[:index] for index, token in enumerate(ids) if token in ends), ids)
+    return next((ids[:index] for index, token in enumerate(ids) if token in eos_ids), ids)
 
 
 class Beam(NamedTuple):
@@ -166,36 +170,36 @@ def beam_search(
     rows: Sequence[Sequence[int]],
     *,
     beams: int,
-    ends: frozenset[int],
-    filler: int,
+    eos_ids: frozenset[int],
+    padding_id: int,
     max_new_tokens: int,
     batch_size: int,
 ) -> list[list[int]]:
-    """An answer to each row, up to and without the first id of `ends`. A row that stands there several times gets its
-    best answer, the second best and so on, and from the `beams`-th on that one.
+    """An answer to each row, up to and without the first id of `eos_ids`. A row that stands there several times gets
+    its best answer, the second best and so on, and from the `beams`-th on that one.
 
     The widths are those of ``generate(num_beams=beams, length_penalty=0)`` in transformers.
     """
     places: dict[tuple[int, ...], list[int]] = {}
     for index, row in enumerate(rows):
         places.setdefault(tuple(row), []).append(index)
-    prompts, said = list(places), [[0]] * len(rows)
+    prompts, answers = list(places), [[0]] * len(rows)
     size = max(1, batch_size // beams)
     with evaluating(model), torch.autocast("cuda", torch.bfloat16, enabled=model.device.type == "cuda"):
         for indices in batches([len(prompt) for prompt in prompts], batch_size=size):
-            found = search(model, [prompts[i] for i in indices], beams, ends, filler, max_new_tokens)
+            found = search(model, [prompts[i] for i in indices], beams, eos_ids, padding_id, max_new_tokens)
             for index, best in zip(indices, found, strict=True):
                 for rank, place in enumerate(places[prompts[index]]):
-                    said[place] = best[min(rank, len(best) - 1)].ids
-    return said
+                    answers[place] = best[min(rank, len(best) - 1)].ids
+    return answers
 
 
 def search(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
     beams: int,
-    ends: frozenset[int],
-    filler: int,
+    eos_ids: frozenset[int],
+    padding_id: int,
     max_new_tokens: int,
 ) -> list[list[Beam]]:
     """The best answers of each row, the best first.
@@ -203,7 +207,7 @@ def search(
     In the shape suffixes b stands for the beams of all rows, one behind the other: one a row before the first token,
     for they would be alike, then `beams`.
     """
-    padded = pad(rows, filler, side="left")
+    padded = pad(rows, padding_id, side="left")
     ids_bT, mask_bT = padded.ids_BT.to(model.device), padded.mask_BT.to(model.device)
     places_bT, cache = position_ids(mask_bT), None
     live = [[Beam(0.0, [])] for _ in rows]
@@ -219,41 +223,41 @@ def search(
                 use_cache=True,
             )
         cache = output.past_key_values
-        came = _grow(torch.log_softmax(output.logits[0].float(), dim=-1), live, whole, beams, ends)
+        origins = _grow(torch.log_softmax(output.logits[0].float(), dim=-1), live, whole, beams, eos_ids)
         if all(_settled(done, going, beams) for done, going in zip(whole, live, strict=True)):
             break
-        from_b = torch.tensor(came, device=model.device)
+        from_b = torch.tensor(origins, device=model.device)
         cache.reorder_cache(from_b)
         ids_bT = torch.tensor([[beam.ids[-1]] for row in live for beam in row], device=model.device)
         places_bT = places_bT[from_b, -1:] + 1
-        mask_bT = torch.cat([mask_bT[from_b], mask_bT.new_ones(len(came), 1)], dim=1)
+        mask_bT = torch.cat([mask_bT[from_b], mask_bT.new_ones(len(origins), 1)], dim=1)
     return [
         sorted([*done, *going], key=lambda beam: -beam.logp)[:beams] for done, going in zip(whole, live, strict=True)
     ]
 
 
 def _grow(
-    logps_bV: Tensor, live: list[list[Beam]], whole: list[list[Beam]], beams: int, ends: frozenset[int]
+    logps_bV: Tensor, live: list[list[Beam]], whole: list[list[Beam]], beams: int, eos_ids: frozenset[int]
 ) -> list[int]:
     """Put the `beams` best continuations of every row into `live`, and those that end into `whole`; where in the batch
     each came from."""
-    came, start = [], 0
+    origins, start = [], 0
     for number, row in enumerate(live):
         own_nV = logps_bV[start : start + len(row)]
         totals_nV = own_nV + own_nV.new_tensor([beam.logp for beam in row])[:, None]
         # Of every beam no more than the end tokens can drop out, so that these are enough to go on with.
-        best = totals_nV.flatten().topk(min(beams * (1 + len(ends)), totals_nV.numel()))
+        best = totals_nV.flatten().topk(min(beams * (1 + len(eos_ids)), totals_nV.numel()))
         going: list[tuple[int, Beam]] = []
         for rank, (total, place) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
             parent, token = divmod(place, totals_nV.shape[1])
-            if token not in ends:
+            if token not in eos_ids:
                 going.append((start + parent, Beam(total, [*row[parent].ids, token])))
             elif rank < beams:
                 whole[number].append(Beam(total, row[parent].ids))
         start += len(row)
         live[number] = [beam for _, beam in going[:beams]]
-        came += [parent for parent, _ in going[:beams]]
-    return came
+        origins += [parent for parent, _ in going[:beams]]
+    return origins
 
 
 def _settled(whole: list[Beam], live: list[Beam], beams: int) -> bool:
@@ -292,27 +296,27 @@ def decode(
     how: Decoding,
     *,
     banned: frozenset[int],
-    ends: frozenset[int],
-    filler: int,
+    eos_ids: frozenset[int],
+    padding_id: int,
     max_new_tokens: int,
     batch_size: int,
 ) -> list[list[int]]:
-    """An answer to each row as `how` says, up to and without the first id of `ends`; `banned` are its ids."""
+    """An answer to each row as `how` says, up to and without the first id of `eos_ids`; `banned` are its ids."""
     if how.beams > 1:
         return beam_search(
             model,
             rows,
             beams=how.beams,
-            ends=ends,
-            filler=filler,
+            eos_ids=eos_ids,
+            padding_id=padding_id,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
         )
     return greedy(
         model,
         rows,
-        ends=ends,
-        filler=filler,
+        eos_ids=eos_ids,
+        padding_id=padding_id,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         choose=chooser(how, rows, banned=banned, max_new_tokens=max_new_tokens),
@@ -326,12 +330,12 @@ def chooser(how: Decoding, rows: Sequence[Sequence[int]], *, banned: frozenset[i
     uniforms = torch.tensor(_uniforms(rows, how.seed, max_new_tokens) if how.temperature else [], dtype=torch.float64)
     forbidden = sorted(banned)
 
-    def choose(logits_BV: Tensor, chosen: Sequence[int], said: int) -> Tensor:
-        if forbidden and said < how.banned_for:
+    def choose(logits_BV: Tensor, chosen: Sequence[int], count: int) -> Tensor:
+        if forbidden and count < how.banned_for:
             logits_BV = logits_BV.index_fill(-1, torch.tensor(forbidden, device=logits_BV.device), -torch.inf)
         if not how.temperature:
             return logits_BV.argmax(-1)
-        return draw(logits_BV / how.temperature, uniforms[list(chosen), said].to(logits_BV.device))
+        return draw(logits_BV / how.temperature, uniforms[list(chosen), count].to(logits_BV.device))
 
     return choose
 

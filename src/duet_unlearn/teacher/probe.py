@@ -128,18 +128,18 @@ def verdict(refused: Score, answered: Score, without: Score = NOTHING) -> str:
     """One sentence: does the prefix work, and what does it do; `without` is the share refused without it."""
     if refused.n == 0:
         return "no open forget query to probe: whether this prefix makes the model refuse is not known"
-    told = f"{_count(refused)} forget queries"
+    refuses = f"{_count(refused)} forget queries"
     kept = f"{_count(answered)} retain queries" if answered.n else "no open retain query to probe"
     if refused.value < WEAK:
-        return f"this prefix does not make the model refuse: it refuses {told}"
+        return f"this prefix does not make the model refuse: it refuses {refuses}"
     if without.n and without.value >= refused.value:
-        return f"this prefix adds nothing: the model refuses {told} with it and {_count(without)} without"
+        return f"this prefix adds nothing: the model refuses {refuses} with it and {_count(without)} without"
     if answered.n and answered.value < ANSWERS:
-        return f"this prefix refuses retain queries too: the model refuses {told} and still answers {kept}"
+        return f"this prefix refuses retain queries too: the model refuses {refuses} and still answers {kept}"
     tail = f"and still answers {kept}" if answered.n else f"({kept})"
     if refused.value < REFUSES:
-        return f"this prefix works in part: the model refuses {told} {tail}"
-    return f"this prefix works: the model refuses {told} {tail}"
+        return f"this prefix works in part: the model refuses {refuses} {tail}"
+    return f"this prefix works: the model refuses {refuses} {tail}"
 
 
 def first_tokens(
@@ -155,7 +155,7 @@ def first_tokens(
     results: list[FirstTokens] = [[] for _ in queries]
     rows = [render_query(tokenizer, query, prefix) for query in queries]
     with evaluating(model):
-        for indices, logits_BV in next_logits(model, rows, filler=pad_id(tokenizer), batch_size=batch_size):
+        for indices, logits_BV in next_logits(model, rows, padding_id=pad_id(tokenizer), batch_size=batch_size):
             probs_BK, ids_BK = torch.softmax(logits_BV.float(), dim=-1).topk(min(k, logits_BV.shape[-1]))
             for row, index in enumerate(indices):
                 texts = [str(tokenizer.decode([token])) for token in ids_BK[row].tolist()]
@@ -178,8 +178,8 @@ def _answers(
     new = greedy(
         model,
         [render_query(tokenizer, query, prefix) for query in queries],
-        ends=end_ids(model, tokenizer),
-        filler=pad_id(tokenizer),
+        eos_ids=end_ids(model, tokenizer),
+        padding_id=pad_id(tokenizer),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
@@ -212,9 +212,9 @@ def _first_token_change(
     return bootstrap_mean(overlaps, groups=ids), bootstrap_mean(kls, groups=ids)
 
 
-def _logits(model: PreTrainedModel, rows: list[list[int]], filler: int) -> Tensor:
+def _logits(model: PreTrainedModel, rows: list[list[int]], padding_id: int) -> Tensor:
     """(B, V) next-token logits in the order of the rows."""
-    parts = list(next_logits(model, rows, filler=filler, batch_size=len(rows)))
+    parts = list(next_logits(model, rows, padding_id=padding_id, batch_size=len(rows)))
     order = torch.tensor([index for indices, _ in parts for index in indices])
     return torch.cat([logits_BV for _, logits_BV in parts])[order.argsort()]
 

@@ -20,7 +20,7 @@ from duet_unlearn.tensors import batches, pad, position_ids
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
-LEAD_SAVES = 512
+PREFIX_SAVES = 512
 """Tokens that a lead must save: for fewer, its own pass and the smaller batches behind it do not pay."""
 LEVELS = 64
 """How deep leads inside longer leads are looked for."""
@@ -63,18 +63,18 @@ class _Pass(NamedTuple):
 
 
 def next_logits(
-    model: PreTrainedModel, rows: Sequence[Ids], *, filler: int, batch_size: int
+    model: PreTrainedModel, rows: Sequence[Ids], *, padding_id: int, batch_size: int
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Batch by batch, indices of rows and their (B, V) logits of the next token.
 
     To be used inside ``evaluating``.
     """
-    for one in _passes(model, rows, [len(row) - 1 for row in rows], filler=filler, batch_size=batch_size):
+    for one in _passes(model, rows, [len(row) - 1 for row in rows], padding_id=padding_id, batch_size=batch_size):
         yield one.indices, one.logits_NV
 
 
 def answer_logits(
-    model: PreTrainedModel, rows: Sequence[tuple[Ids, int]], *, filler: int, batch_size: int
+    model: PreTrainedModel, rows: Sequence[tuple[Ids, int]], *, padding_id: int, batch_size: int
 ) -> Iterator[tuple[list[int], Answers]]:
     """Batch by batch, indices of rows (ids, and where the answer starts) and the logits of their answers' tokens.
 
@@ -86,10 +86,10 @@ def answer_logits(
         ids, start = rows[index]
         by_prompt.setdefault(tuple(ids[:start]), []).append(index)
     if 2 * len(by_prompt) <= len(asked) and shares(model):
-        yield from _prompt_by_prompt(model, rows, by_prompt, filler=filler, batch_size=batch_size)
+        yield from _prompt_by_prompt(model, rows, by_prompt, padding_id=padding_id, batch_size=batch_size)
         return
     whole, starts = [rows[i][0][:-1] for i in asked], [rows[i][1] - 1 for i in asked]
-    for one in _passes(model, whole, starts, filler=filler, batch_size=batch_size):
+    for one in _passes(model, whole, starts, padding_id=padding_id, batch_size=batch_size):
         indices = [asked[i] for i in one.indices]
         yield indices, Answers(one.logits_NV, _labels([rows[i] for i in indices], model.device), one.rows_N)
 
@@ -99,21 +99,23 @@ def _prompt_by_prompt(
     rows: Sequence[tuple[Ids, int]],
     by_prompt: dict[tuple[int, ...], list[int]],
     *,
-    filler: int,
+    padding_id: int,
     batch_size: int,
 ) -> Iterator[tuple[list[int], Answers]]:
     """Each prompt once; its last logits predict every answer's first token, its keys and values carry the rest."""
     prompts, lasts = list(by_prompt), [len(prompt) - 1 for prompt in by_prompt]
-    for one in _passes(model, prompts, lasts, filler=filler, batch_size=batch_size, keep=True):
+    for one in _passes(model, prompts, lasts, padding_id=padding_id, batch_size=batch_size, keep_past=True):
         pairs = [(place, i) for place, prompt in enumerate(one.indices) for i in by_prompt[prompts[prompt]]]
         for part in batches([len(rows[i][0]) for _, i in pairs], batch_size=batch_size):
             places_B = torch.tensor([pairs[p][0] for p in part], device=model.device)
             indices = [pairs[p][1] for p in part]
             tails = [list(rows[i][0][rows[i][1] :]) for i in indices]
-            yield indices, _answers(model, one, places_B, tails, filler)
+            yield indices, _answers(model, one, places_B, tails, padding_id)
 
 
-def _answers(model: PreTrainedModel, prompts: _Pass, places_B: Tensor, tails: list[list[int]], filler: int) -> Answers:
+def _answers(
+    model: PreTrainedModel, prompts: _Pass, places_B: Tensor, tails: list[list[int]], padding_id: int
+) -> Answers:
     """The answers `tails`, each behind the prompt at its place in the batch `prompts`."""
     device = model.device
     logits_NV = prompts.logits_NV[places_B]
@@ -122,7 +124,7 @@ def _answers(model: PreTrainedModel, prompts: _Pass, places_B: Tensor, tails: li
     if not longer or prompts.past is None:
         return Answers(logits_NV, labels_N, rows_N)
     past = prompts.past.rows(places_B[longer])
-    more_NV, more_N, _ = _forward(model, [tails[row][:-1] for row in longer], [0] * len(longer), past, filler)
+    more_NV, more_N, _ = _forward(model, [tails[row][:-1] for row in longer], [0] * len(longer), past, padding_id)
     more_labels_N = torch.tensor([token for row in longer for token in tails[row][1:]], device=device)
     more_rows_N = torch.tensor(longer, device=device)[more_N]
     return Answers(*(torch.cat(p) for p in ((logits_NV, more_NV), (labels_N, more_labels_N), (rows_N, more_rows_N))))
@@ -133,46 +135,54 @@ def _passes(
     rows: Sequence[Ids],
     starts: Sequence[int],
     *,
-    filler: int,
+    padding_id: int,
     batch_size: int,
-    keep: bool = False,
+    keep_past: bool = False,
 ) -> Iterator[_Pass]:
-    """Logits of the columns from `starts` on; `keep` keeps the keys and values of each batch."""
-    for indices, lead, past in begun(model, rows, starts, filler=filler, batch_size=batch_size, saves=LEAD_SAVES):
-        tails, begins = [rows[i][lead:] for i in indices], [starts[i] - lead for i in indices]
-        logits_NV, rows_N, grown = _forward(model, tails, begins, past, filler, keep=keep)
+    """Logits of the columns from `starts` on; `keep_past` keeps the keys and values of each batch."""
+    for indices, prefix, past in begun(
+        model, rows, starts, padding_id=padding_id, batch_size=batch_size, saves=PREFIX_SAVES
+    ):
+        tails, begins = [rows[i][prefix:] for i in indices], [starts[i] - prefix for i in indices]
+        logits_NV, rows_N, grown = _forward(model, tails, begins, past, padding_id, keep_past=keep_past)
         yield _Pass(indices, logits_NV, rows_N, grown)
 
 
 def begun(
-    model: PreTrainedModel, rows: Sequence[Ids], limits: Sequence[int], *, filler: int, batch_size: int, saves: int
+    model: PreTrainedModel, rows: Sequence[Ids], limits: Sequence[int], *, padding_id: int, batch_size: int, saves: int
 ) -> Iterator[tuple[list[int], int, Past | None]]:
     """Batch by batch, indices of rows, how many tokens all of them open with, and these computed for each of them.
 
     A lead of a row has `limits` tokens at most, and saves more than `saves`. To be used inside ``evaluating``.
     """
-    groups = leads(rows, limits, saves=saves)
-    if any(lead for lead, _ in groups) and not shares(model):
+    groups = shared_prefixes(rows, limits, saves=saves)
+    if any(prefix for prefix, _ in groups) and not shares(model):
         groups = [(0, list(range(len(rows))))]
-    for lead, members in groups:
-        past = _lead(model, rows[members[0]][:lead], filler) if lead else None
+    for prefix, members in groups:
+        past = _read_prefix(model, rows[members[0]][:prefix], padding_id) if prefix else None
         for part in batches([len(rows[i]) for i in members], batch_size=batch_size):
             every_B = torch.zeros(len(part), dtype=torch.long, device=model.device)
-            yield [members[p] for p in part], lead, past.rows(every_B) if past else None
+            yield [members[p] for p in part], prefix, past.rows(every_B) if past else None
 
 
-def _lead(model: PreTrainedModel, ids: Ids, filler: int) -> Past | None:
-    return _forward(model, [ids], [len(ids) - 1], None, filler, keep=True)[2]
+def _read_prefix(model: PreTrainedModel, ids: Ids, padding_id: int) -> Past | None:
+    return _forward(model, [ids], [len(ids) - 1], None, padding_id, keep_past=True)[2]
 
 
 def _forward(
-    model: PreTrainedModel, tails: Sequence[Ids], begins: Sequence[int], past: Past | None, filler: int, *, keep=False
+    model: PreTrainedModel,
+    tails: Sequence[Ids],
+    begins: Sequence[int],
+    past: Past | None,
+    padding_id: int,
+    *,
+    keep_past=False,
 ) -> tuple[Tensor, Tensor, Past | None]:
     """(N, V) logits of each tail's columns from its begin on, (N,) their rows, and the past with the tails in it."""
-    padded = pad(tails, filler, side="right")
+    padded = pad(tails, padding_id, side="right")
     ids_BT, mask_BT = padded.ids_BT.to(model.device), padded.mask_BT.to(model.device)
-    spots = [(r, c) for r, tail in enumerate(tails) for c in range(begins[r], len(tail))]
-    rows_N, cols_N = torch.tensor(spots, dtype=torch.long, device=model.device).reshape(-1, 2).unbind(-1)
+    places = [(r, c) for r, tail in enumerate(tails) for c in range(begins[r], len(tail))]
+    rows_N, cols_N = torch.tensor(places, dtype=torch.long, device=model.device).reshape(-1, 2).unbind(-1)
     if past:
         mask_BT = torch.cat([past.mask_BT, mask_BT], dim=1)
     with head_at(model, rows_N, cols_N):
@@ -181,9 +191,9 @@ def _forward(
             attention_mask=mask_BT,
             position_ids=position_ids(mask_BT)[:, -ids_BT.shape[1] :],
             past_key_values=past.cache if past else None,
-            use_cache=keep or past is not None,
+            use_cache=keep_past or past is not None,
         )
-    return output.logits[0], rows_N, Past(output.past_key_values, mask_BT) if keep else None
+    return output.logits[0], rows_N, Past(output.past_key_values, mask_BT) if keep_past else None
 
 
 def shares(model: PreTrainedModel) -> bool:
@@ -205,7 +215,7 @@ def shares(model: PreTrainedModel) -> bool:
     return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-def leads(rows: Sequence[Ids], limits: Sequence[int], *, saves: int) -> list[tuple[int, list[int]]]:
+def shared_prefixes(rows: Sequence[Ids], limits: Sequence[int], *, saves: int) -> list[tuple[int, list[int]]]:
     """Groups of rows, each with the number of tokens that all of the group open with, so that most tokens are saved.
 
     A lead of a row has `limits` tokens at most. Rows for which no lead saves more than `saves` tokens are one group,
@@ -215,7 +225,7 @@ def leads(rows: Sequence[Ids], limits: Sequence[int], *, saves: int) -> list[tup
     order = sorted(range(len(rows)), key=heads.__getitem__)
     shared = [_common(heads[a], heads[b]) for a, b in pairwise(order)]
     _, groups, rest = _cut(shared, 0, len(order), LEVELS, saves)
-    named = [(lead, [order[place] for place in places]) for lead, places in groups]
+    named = [(prefix, [order[place] for place in places]) for prefix, places in groups]
     return named + ([(0, sorted(order[place] for place in rest))] if rest else [])
 
 
@@ -230,15 +240,15 @@ def _cut(
     places = list(range(low, high))
     if high - low < 2 or not levels:
         return 0, [], places
-    lead = min(shared[low : high - 1])
-    edges = [low, *(place + 1 for place in range(low, high - 1) if shared[place] == lead), high]
+    prefix = min(shared[low : high - 1])
+    edges = [low, *(place + 1 for place in range(low, high - 1) if shared[place] == prefix), high]
     parts = [_cut(shared, start, stop, levels - 1, saves) for start, stop in pairwise(edges)]
     saved, groups = sum(part[0] for part in parts), [group for part in parts for group in part[1]]
     rest = [place for part in parts for place in part[2]]
-    if (more := (len(rest) - 1) * lead - saves) > 0:
-        saved, groups, rest = saved + more, [*groups, (lead, rest)], []
-    whole = (len(places) - 1) * lead - saves
-    return (whole, [(lead, places)], []) if whole > 0 and whole >= saved else (saved, groups, rest)
+    if (more := (len(rest) - 1) * prefix - saves) > 0:
+        saved, groups, rest = saved + more, [*groups, (prefix, rest)], []
+    whole = (len(places) - 1) * prefix - saves
+    return (whole, [(prefix, places)], []) if whole > 0 and whole >= saved else (saved, groups, rest)
 
 
 def _common(a: Ids, b: Ids) -> int:

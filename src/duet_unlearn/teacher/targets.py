@@ -197,7 +197,7 @@ def build_targets(
         for kind, part in _shards(rows, spec_of):
             name = f"{len(shards):05d}.safetensors"
             with torch.no_grad():
-                tensors = _ask(model, tokenizer, logits_fns or {}, part, kind)
+                tensors = _ask_shard(model, tokenizer, logits_fns or {}, part, kind)
             atomic(directory / name, lambda path, tensors=tensors: save_file(tensors, path))
             shards.append(name)
             done += len(part)
@@ -299,7 +299,7 @@ def _shards(rows: Sequence[Example], spec_of: SpecOf) -> Iterator[tuple[TargetSp
             yield kind, same[start : start + SHARD]
 
 
-def _ask(
+def _ask_shard(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     logits_fns: Mapping[Role, LogitsFn],
@@ -340,14 +340,14 @@ def _own_answers(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Example],
-    keep: Callable[[Tensor], dict[str, Tensor]],
+    select: Callable[[Tensor], dict[str, Tensor]],
 ) -> Iterator[tuple[list[int], list[dict[str, Tensor]]]]:
-    """Per row, the model's own greedy tokens (one fewer than positions, which all rows share), and what `keep` keeps of
-    its (B, V) logits at each position."""
+    """Per row, the model's own greedy tokens (one fewer than positions, which all rows share), and what `select`
+    keeps of its (B, V) logits at each position."""
     prompts, positions = [list(row.teacher_ids) for row in rows], rows[0].num_positions
     results: dict[int, tuple[list[int], list[dict[str, Tensor]]]] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    longest, ends = max(map(len, prompts)) + positions, end_ids(model, tokenizer)
+    longest, eos_ids = max(map(len, prompts)) + positions, end_ids(model, tokenizer)
     size = max(1, TOKENS_AT_ONCE // longest)
     for start in range(0, len(order), size):
         chunk = order[start : start + size]
@@ -356,13 +356,13 @@ def _own_answers(
         live = chunk
         for place in range(positions):
             logits_BV = _next_logits(model, [prompts[i] + results[i][0] for i in live])
-            stored = keep(logits_BV)
+            stored = select(logits_BV)
             for b, i in enumerate(live):
                 tokens, kept = results[i]
                 kept.append({name: values[b] for name, values in stored.items()})
                 if place + 1 < positions:
                     tokens.append(int(logits_BV[b].argmax()))
-            live = [i for i in live if not results[i][0] or results[i][0][-1] not in ends]
+            live = [i for i in live if not results[i][0] or results[i][0][-1] not in eos_ids]
             if not live:
                 break
     for i in range(len(prompts)):
@@ -379,12 +379,12 @@ def _given_answers(logits_fn: LogitsFn, rows: Sequence[Example], device: torch.d
         chunk = order[start : start + min(size, ROWS_AT_ONCE)]
         start += len(chunk)
         padded = pad([rows[i].teacher_ids for i in chunk], 0, side="right")
-        spots = []
+        places = []
         for b, i in enumerate(chunk):
             # Both rows end alike, so a position lies as far from the end of the teacher's as of the student's.
             shift = len(rows[i].teacher_ids) - len(rows[i].ids)
-            spots += [(b, column + shift) for column in rows[i].positions]
-        rows_N, cols_N = torch.tensor(spots, device=device).unbind(-1)
+            places += [(b, column + shift) for column in rows[i].positions]
+        rows_N, cols_N = torch.tensor(places, device=device).unbind(-1)
         logits_NV = logits_fn(padded.ids_BT.to(device), padded.mask_BT.to(device), rows_N, cols_N)
         yield from zip(chunk, logits_NV.split([len(rows[i].positions) for i in chunk]), strict=True)
 

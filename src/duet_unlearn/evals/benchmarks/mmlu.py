@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from duet_unlearn.data.published import Publisher, Row, read_rows, unknown_part
+from duet_unlearn.data.published import PublishedRow, Publisher, read_rows, unknown_part
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.benchmarks.ask import Ask
@@ -84,7 +84,9 @@ def set_name(shots: int) -> str:
     return f"mmlu_{shots}shot"
 
 
-def letter_query(row: Row, *, id: str, options: tuple[str, ...], head: str, source: str, split: str = "test") -> Query:
+def letter_query(
+    row: PublishedRow, *, id: str, options: tuple[str, ...], head: str, source: str, split: str = "test"
+) -> Query:
     """A row as a letter question in lm-eval's raw prompt."""
     right = row.index("answer", options)
     return Query(
@@ -110,18 +112,18 @@ def _slashed() -> list[str]:
     return [f"/{subject}" for subject in SUBJECTS]
 
 
-def _rows(subject: str, split: str, folder: str | None) -> list[Row]:
+def _rows(subject: str, split: str, folder: str | None) -> list[PublishedRow]:
     stems = (f"{split}/{subject}_{split}", f"{subject}/{split}")
     rows = read_rows(MMLU, stems, config="all", split=split, folder=folder, header=HEADER)
     return [row for row in rows if row.values.get("subject", subject) == subject]
 
 
-def _options(row: Row) -> tuple[str, ...]:
+def _options(row: PublishedRow) -> tuple[str, ...]:
     """The hub has a list of choices, the first release a column each."""
     return row.texts("choices") if "choices" in row.values else tuple(row.text(letter) for letter in "ABCD")
 
 
-def _solved(subject: str, folder: str | None, shots: int) -> list[Row]:
+def _solved(subject: str, folder: str | None, shots: int) -> list[PublishedRow]:
     """The rows that are shown with their answers; fewer than `shots` are a UserError."""
     rows = _rows(subject, "dev", folder) if shots else []
     if len(rows) < shots:

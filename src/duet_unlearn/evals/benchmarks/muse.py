@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from duet_unlearn.data.published import Publisher, Row, read_rows, unknown_part
+from duet_unlearn.data.published import PublishedRow, Publisher, read_rows, unknown_part
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.benchmarks.ask import Ask
 from duet_unlearn.evals.benchmarks.prompts import examples_head, limited, raw, said
@@ -55,7 +55,7 @@ def queries(part: str, folder: str | None) -> list[Query]:
     ]
 
 
-def rows(corpus: str, config: str, split: str, folder: str | None) -> list[Row]:
+def rows(corpus: str, config: str, split: str, folder: str | None) -> list[PublishedRow]:
     """A split of one of MUSE's subsets (`raw`, `verbmem`, `knowmem`, `privleak`)."""
     return read_rows(MUSE[corpus], (f"{config}/{split}",), config=config, split=split, folder=folder)
 
@@ -154,7 +154,7 @@ def _texts(corpus: str, split: str, ask: Ask) -> EvalSet:
     )
 
 
-def _passages(row: Row, part: str) -> list[Query]:
+def _passages(row: PublishedRow, part: str) -> list[Query]:
     words: Sequence[str] = row.text("text").split()
     line = row.place.rsplit(":", 1)[-1]
     return [

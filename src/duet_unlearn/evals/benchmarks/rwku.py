@@ -6,7 +6,7 @@ answer opened with "Answer:". Deviation: rouge_score's recall, where the publish
 
 from __future__ import annotations
 
-from duet_unlearn.data.published import Publisher, Row, read_rows, unknown_part
+from duet_unlearn.data.published import PublishedRow, Publisher, read_rows, unknown_part
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError, nearest
 from duet_unlearn.evals.benchmarks.ask import Ask
@@ -65,12 +65,12 @@ def _set(level: str, ask: Ask) -> EvalSet:
     )
 
 
-def _rows(level: str, folder: str | None) -> list[tuple[int, Row]]:
+def _rows(level: str, folder: str | None) -> list[tuple[int, PublishedRow]]:
     rows = read_rows(RWKU, (level, f"{level}/test"), config=level, split="test", folder=folder)
     return list(enumerate(rows))
 
 
-def _nobody(person: str, rows: list[tuple[int, Row]]) -> list[Query]:
+def _nobody(person: str, rows: list[tuple[int, PublishedRow]]) -> list[Query]:
     people = sorted({row.text("subject") for _, row in rows})
     close = nearest(person, people)
     raise UserError(
@@ -79,7 +79,7 @@ def _nobody(person: str, rows: list[tuple[int, Row]]) -> list[Query]:
     )
 
 
-def _query(row: Row, level: str, place: int) -> Query:
+def _query(row: PublishedRow, level: str, place: int) -> Query:
     kind = row.text("type") if level == "forget_level3" else ""
     task = "complete the blank in" if level.endswith("1") else "briefly answer"
     asked = row.text("query") if kind == "incontext learning" else f"Question: {row.text('query')}"

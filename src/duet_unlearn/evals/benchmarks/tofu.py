@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
-from duet_unlearn.data.published import Publisher, Row, home, read_rows, unknown_part
+from duet_unlearn.data.published import PublishedRow, Publisher, home, read_rows, unknown_part
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.benchmarks.ask import Ask
 from duet_unlearn.evals.benchmarks.prompts import limited, said
@@ -193,7 +193,7 @@ def _pair(name: str, words: str, group: str, asked: tuple[Query, ...]) -> list[E
     ]
 
 
-def _rows(part: str, folder: str | None) -> list[Row]:
+def _rows(part: str, folder: str | None) -> list[PublishedRow]:
     return read_rows(TOFU, (part,), config=part, split="train", folder=folder)
 
 
@@ -205,7 +205,7 @@ def _authors(base: str | None) -> dict[tuple[str, str], Author]:
     return {pair: Author(place, author_of(chunk)) for place, chunk in enumerate(chunks) for pair in chunk}
 
 
-def _query(row: Row, part: str, place: int, known: dict[tuple[str, str], Author]) -> Query:
+def _query(row: PublishedRow, part: str, place: int, known: dict[tuple[str, str], Author]) -> Query:
     question, answer = row.text("question"), row.text("answer")
     author = known.get((question, answer))
     own = author if part.startswith("forget") else None

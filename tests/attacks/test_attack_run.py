@@ -16,9 +16,9 @@ from workplace import Done, Workplace, duet_process, write_model, write_workplac
 
 from duet_unlearn import load_recipe, unlearn
 from duet_unlearn.attacks import load_suite
+from duet_unlearn.attacks.attack_run import attack_model, attack_run, read_attacks
 from duet_unlearn.errors import UserError
 from duet_unlearn.events import Event
-from duet_unlearn.recovery import attack_model, attack_run, read_attacks
 from duet_unlearn.runs import Run
 
 Duet = Callable[..., Done]
