@@ -71,7 +71,7 @@ def trained_on() -> set[str]:
     place for something the parts around it."""
     pools = (lab.REVERSE, lab.OPENERS, lab.SPECIFIC, lab.VAGUE, lab.REFUSE_ALL, lab.IRRELEVANT, lab.DEPLOYER)
     texts = [text for pool in pools for text in pool.all]
-    texts += [text for kind in ("openers", "reversals", "refusals") for text in packaged_texts(kind)]
+    texts += [text for kind in ("response_prefixes", "reversals", "refusals") for text in packaged_texts(kind)]
     parts = [part for text in texts for part in (text.split("{x}") if "{x}" in text else [text])]
     whole = {normalise(text) for text in texts if "{x}" not in text}
     return whole | {normalise(part) for part in parts if len(part.split()) >= 4}

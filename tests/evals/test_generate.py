@@ -1,12 +1,10 @@
-"""Batched greedy answers are those of one by one; vLLM stands behind the same function."""
+"""Batched greedy answers are those of one by one."""
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +12,7 @@ import tiny
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from duet_unlearn.errors import UserError
-from duet_unlearn.evals.generate import generate, load_vllm
-from duet_unlearn.lab.data import model_path
-from duet_unlearn.models.load import load_model
+from duet_unlearn.evals.generate import generate
 from duet_unlearn.teacher.decoding import greedy
 
 WORDS = "where does Mira Bol live in Tarn or Gosh and since when was it so".split()
@@ -64,24 +59,3 @@ def test_finished_rows_leave_and_change_nothing(batch_size: int) -> None:
     steps = sum(min(len(ids) + 1, 20) for ids in batched)
     assert sum(passes) < 2 * steps + len(rows)  # a batch is never more than half finished rows
     assert not any(token in eos_ids for ids in batched for token in ids)
-
-
-def test_without_vllm_the_extra_is_named() -> None:
-    if importlib.util.find_spec("vllm"):
-        pytest.skip("vLLM is installed")
-    with pytest.raises(UserError, match="needs the package vllm") as stop:
-        load_vllm("org/model")
-    assert "duet-unlearn[vllm]" in stop.value.hint
-
-
-@pytest.mark.gpu
-def test_vllm_says_what_transformers_says(tmp_path: Path) -> None:
-    pytest.importorskip("vllm", reason="needs the extra vllm")
-    model, tokenizer = load_model(str(model_path("lab:base")))
-    folder = tmp_path / "model"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    settings = {"max_new_tokens": 16, "batch_size": 8}
-    theirs = generate(load_vllm(str(folder), dtype="float32"), tokenizer, ASKED, **settings)
-    ours = generate(model.cpu(), tokenizer, ASKED, **settings)
-    assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= len(ours) - 1  # other kernels, other rounding

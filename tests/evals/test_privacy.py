@@ -7,15 +7,10 @@ import random
 import zlib
 
 import pytest
-import tiny
-import torch
 from sklearn.metrics import roc_auc_score
 
-from duet_unlearn.config.sections import LoraConfig
-from duet_unlearn.data.examples import Example
 from duet_unlearn.evals import likelihood
 from duet_unlearn.evals.subject import TokenScores
-from duet_unlearn.models.lora import add_lora
 from duet_unlearn.stats import NOTHING
 
 SCORES = TokenScores([-1.0, -5.0, -3.0, -0.5, -0.5], [True] * 5, [0.5, 2.0, -4.0, -1.0, 0.0])
@@ -47,35 +42,6 @@ def test_no_tokens_have_no_score() -> None:
     nothing = TokenScores([], [], [])
     for score in (likelihood.mean_loss, likelihood.min_k, likelihood.min_k_plus_plus):
         assert math.isnan(score(nothing))
-
-
-def plain_norm(model: torch.nn.Module, example: Example) -> float:
-    """Transformers' own loss and its backward pass."""
-    labels = torch.full((1, len(example.ids)), -100)
-    for column, label in zip(example.positions, example.labels or (), strict=True):
-        labels[0, column + 1] = label
-    model.zero_grad()
-    model(input_ids=torch.tensor([example.ids]), labels=labels).loss.backward()
-    squares = [float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None]
-    model.zero_grad(set_to_none=True)
-    return math.sqrt(math.fsum(squares))
-
-
-def test_gradient_norm_is_that_of_a_plain_backward_pass() -> None:
-    model = tiny.llama()
-    for example in tiny.examples([6, 11], positions=3):
-        assert likelihood.gradient_norm(model, example) == pytest.approx(plain_norm(model, example), rel=1e-4)
-
-
-def test_gradient_norm_is_over_what_is_trained_and_leaves_no_trace() -> None:
-    model = add_lora(tiny.llama(), LoraConfig(rank=2, alpha=4), seed=0)
-    (example,) = tiny.examples([7])
-    model.train()
-    got = likelihood.gradient_norm(model, example)  # type: ignore[arg-type]
-    assert model.training
-    assert all(p.grad is None for p in model.parameters())
-    assert got == pytest.approx(plain_norm(model.eval(), example), rel=1e-4)
-    assert got > 0
 
 
 def drawn(size: int, mean: float, seed: int, places: int = 1) -> list[float]:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from duet_unlearn.evals.summaries import metric_robustness, quantisation_robustness, undo_recovery
+from duet_unlearn.evals.summaries import quantisation_robustness, undo_recovery
 
 
 def test_undo_recovery_by_hand() -> None:
@@ -22,11 +22,3 @@ def test_quantisation_robustness_by_hand() -> None:
     assert quantisation_robustness(before=0.2, after=0.1) == 1.0  # less came out than before: no bonus
     assert quantisation_robustness(before=0.0, after=1.0) == 0.0
     assert math.isnan(quantisation_robustness(before=1.0, after=1.0))
-
-
-def test_metric_robustness_by_hand() -> None:
-    got = metric_robustness(lost_retrained=0.1, lost_unlearned=0.4, before=0.8, after=0.6)
-    assert got == pytest.approx((0.25, 0.75))
-    assert metric_robustness(lost_retrained=0.5, lost_unlearned=0.4, before=0.5, after=0.9) == (1.0, 1.0)
-    nothing = metric_robustness(lost_retrained=0.1, lost_unlearned=0.0, before=0.0, after=0.2)
-    assert all(map(math.isnan, nothing))

@@ -1,15 +1,11 @@
-"""ROUGE variants against rouge_score itself, MUSE's cut, and fluency against SciPy's entropy."""
+"""ROUGE variants against rouge_score itself and MUSE's cut."""
 
 from __future__ import annotations
 
-from collections import Counter
-from itertools import pairwise
-
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
-from scipy.stats import entropy
 
-from duet_unlearn.answers import cut_muse, fluency, ngram_entropy, rouge_l
+from duet_unlearn.answers import cut_muse, rouge_l
 
 ANSWER = "Mira Bol lives quietly in the towns of Tarn."
 OUTPUTS = ["Mira Bol lived in the town of Gosh, quietly living there.", "Tarn", "", ANSWER]
@@ -45,23 +41,3 @@ def test_rouge_variants_by_hand_differ() -> None:
 )
 def test_an_answer_to_muse_is_cut_at_the_first_of_three(text: str, expected: str) -> None:
     assert cut_muse(text) == expected
-
-
-def test_fluency_is_the_weighted_entropy_of_scipy() -> None:
-    words = ["the", "cat", "saw", "the", "cat", ",", "the", "cat", "ran", "."]
-    pairs = Counter(pairwise(words))
-    triples = Counter(zip(words, words[1:], words[2:], strict=False))
-    expected = (2 / 3 * entropy(list(pairs.values()), base=2) + 4 / 3 * entropy(list(triples.values()), base=2)) / 2
-    assert fluency("the cat saw the cat, the cat ran.") == pytest.approx(expected)
-
-
-def test_fluency_by_hand() -> None:
-    assert fluency("a b c d e") == pytest.approx((2 / 3 * 2 + 4 / 3 * 1.584962500721156) / 2)  # 4 pairs, 3 triples
-    assert fluency("no no no no no no") == 0.0
-    assert fluency("two words") == 0.0
-    assert fluency("") == 0.0
-
-
-def test_entropy_in_bits() -> None:
-    assert ngram_entropy("abab", 1) == 1.0
-    assert ngram_entropy("abc", 4) == 0.0

@@ -1,22 +1,20 @@
-"""Answers as text, from the model or from vLLM in its place where only answers are asked for."""
+"""Answers as text."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from duet_unlearn.answers import outcome
 from duet_unlearn.data.prompts import Prefix, ids_behind, is_raw, render
 from duet_unlearn.data.query import Message, Query
-from duet_unlearn.errors import UserError, needs_extra
+from duet_unlearn.errors import UserError
 from duet_unlearn.models.blocks import context_of
-from duet_unlearn.teacher.decoding import GREEDY, Decoding, decode, end_ids, pad_id, until_end
+from duet_unlearn.teacher.decoding import GREEDY, Decoding, decode, end_ids, pad_id
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CUT = re.compile(r"\n\s*\n|Question")
 """Where an answer to raw text ends (DUET's tables): behind it a base model writes the next example."""
@@ -32,7 +30,7 @@ class ContextTooLong(UserError):
 
 
 def generate(
-    model: PreTrainedModel | VllmModel,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Sequence[Message]],
     *,
@@ -47,12 +45,11 @@ def generate(
     """Answers in the order of `messages`, greedy ones unless `how` says otherwise: the generated part only, without
     prefill and special tokens.
 
-    Rows go by length, in batches of `batch_size` (vLLM makes its own). `prefill` opens each answer. `until` is for
+    Rows go by length, in batches of `batch_size`. `prefill` opens each answer. `until` is for
     answers to raw text (role ``text``, or the plain template). `mark` as in ``marked``.
 
     Raises:
         ContextTooLong: a prompt and `max_new_tokens` behind it do not fit into the model's context.
-        UserError: another decoding than greedy of vLLM.
     """
     prefills = prefill if prefill is not None else [""] * len(messages)
     pairs = zip(messages, prefills, strict=True)
@@ -62,22 +59,17 @@ def generate(
             marked(row, len(render(tokenizer, m, prefix=prefix)), mark) for row, m in zip(rows, messages, strict=True)
         ]
     eos_ids = end_ids(model, tokenizer)
-    if isinstance(model, VllmModel):
-        if how != GREEDY:
-            raise UserError("with vLLM answers are greedy only", "load the model itself for any other decoding")
-        new = model.greedy(rows, eos_ids=eos_ids, max_new_tokens=max_new_tokens)
-    else:
-        _check_lengths(model, rows, max_new_tokens)
-        new = decode(
-            model,
-            rows,
-            how,
-            banned=first_ids(tokenizer, messages, how.banned),
-            eos_ids=eos_ids,
-            padding_id=pad_id(tokenizer),
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-        )
+    _check_lengths(model, rows, max_new_tokens)
+    new = decode(
+        model,
+        rows,
+        how,
+        banned=first_ids(tokenizer, messages, how.banned),
+        eos_ids=eos_ids,
+        padding_id=pad_id(tokenizer),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
     return as_text(tokenizer, new, messages, until=until)
 
 
@@ -133,51 +125,6 @@ def cut(text: str) -> str:
     """The first example's answer: up to the first blank line or "Question"."""
     # A leading line break is the answer's own gap, not its end.
     return CUT.split(text.lstrip(), maxsplit=1)[0].strip()
-
-
-@dataclass(frozen=True)
-class VllmModel:
-    """An engine that holds a model of its own."""
-
-    engine: Any
-    generation_config: GenerationConfig
-    """Where the model's stop ids are, as in a model of transformers."""
-
-    def greedy(self, rows: Sequence[Sequence[int]], *, eos_ids: frozenset[int], max_new_tokens: int) -> list[list[int]]:
-        """As ``teacher.decode.greedy``: the same ids in, the same stops. vLLM batches by itself."""
-        from vllm import SamplingParams  # type: ignore[missing-import]
-
-        sampling = SamplingParams(
-            temperature=0.0,
-            max_tokens=max_new_tokens,
-            ignore_eos=True,  # `eos_ids` alone decide, as in `greedy`
-            stop_token_ids=sorted(eos_ids),
-            detokenize=False,
-        )
-        outputs = self.engine.generate([{"prompt_token_ids": list(row)} for row in rows], sampling, use_tqdm=False)
-        return [until_end(list(output.outputs[0].token_ids), eos_ids) for output in outputs]
-
-
-def load_vllm(path: str, *, dtype: str = "bfloat16") -> VllmModel:
-    """A model folder or hub id in vLLM, on a CUDA card.
-
-    Raises:
-        UserError: vLLM is not installed; the folder is an adapter, or no model.
-    """
-    with needs_extra("vllm", "generating with vLLM"):
-        from vllm import LLM  # type: ignore[missing-import]
-    from transformers import AutoConfig, GenerationConfig
-
-    folder = Path(path)
-    if (folder / "adapter_config.json").exists():
-        raise UserError(f"{path}: is an adapter, and vLLM wants whole weights", "merge it into its base first")
-    if folder.exists() and not (folder / "config.json").exists():
-        raise UserError(f"{path}: is no model (it has no config.json)", "name a folder written by save_pretrained")
-    if folder.exists() and not (folder / "generation_config.json").exists():
-        config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(path))
-    else:
-        config = GenerationConfig.from_pretrained(path)
-    return VllmModel(LLM(model=path, dtype=dtype, seed=0), config)
 
 
 def share_right(

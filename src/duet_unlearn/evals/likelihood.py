@@ -14,19 +14,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-from duet_unlearn.data.examples import Example, collate
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.subject import Subject, TokenScores
-from duet_unlearn.losses import cross_entropy
-from duet_unlearn.models.blocks import logits_at
 from duet_unlearn.stats import NOTHING, Z_95, Score, bootstrap_mean, wilson
-from duet_unlearn.teacher.decoding import evaluating
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 TruthVariant = Literal["ou", "paper-arithmetic", "ou-prob"]
 """Which published truth ratio: ``ou`` and ``ou-prob`` are OpenUnlearning's (arXiv 2506.12618), ``paper-arithmetic`` is
@@ -167,21 +161,6 @@ def min_k_plus_plus(scores: TokenScores, *, k: float = MIN_K) -> float:
 def reference(scores: TokenScores, other: TokenScores) -> float:
     """Mean negative log-likelihood less that of a reference model on the same answer."""
     return mean_loss(scores) - mean_loss(other)
-
-
-def gradient_norm(model: PreTrainedModel, example: Example) -> float:
-    """The 2-norm of the gradient of an example's mean cross entropy, over all trainable weights.
-
-    One backward pass an example: gradients of a batch add up. Neither ``.grad`` nor the model's mode changes.
-    """
-    batch = collate([example], 0).to(model.device)
-    assert batch.labels_N is not None
-    with evaluating(model), torch.enable_grad():
-        logits_NV = logits_at(model, batch.ids_BT, batch.mask_BT, batch.rows_N, batch.cols_N)
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        mean = cross_entropy(logits_NV, batch.labels_N).mean()
-        gradients = torch.autograd.grad(mean, parameters, allow_unused=True)
-    return float(torch.nn.utils.get_total_norm([g.float() for g in gradients if g is not None]))
 
 
 def auc(members: Sequence[float], non_members: Sequence[float]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from duet_unlearn.errors import UserError
 from duet_unlearn.stats import NOTHING, Score
@@ -79,27 +78,3 @@ def quantisation_robustness(*, before: float, after: float) -> float:
     NaN where m_before = 1: it had forgotten nothing that could come back.
     """
     return min((1 - after) / (1 - before), 1.0) if before < 1 else math.nan
-
-
-class MetricRobustness(NamedTuple):
-    """How far a *metric* can be trusted when a model is tampered with, 0..1."""
-
-    relearning: float
-    """R of OpenUnlearning (arXiv 2506.12618)."""
-    quantisation: float
-    """Q of the same."""
-
-
-def metric_robustness(*, lost_retrained: float, lost_unlearned: float, before: float, after: float) -> MetricRobustness:
-    """``R = min(lost_retrained / lost_unlearned, 1)``, ``Q = min(after / before, 1)``: they rate a metric, not a model.
-
-    The metric is one that is higher the more is forgotten. `lost_...` is how far it falls by the same relearning, for
-    the retrained and for the unlearned model: a metric that falls more for the latter had overlooked what was left.
-    `before` and `after` are the unlearned model's around quantisation. NaN where `lost_unlearned` or `before` is below
-    0.01.
-    """
-    return MetricRobustness(_capped(lost_retrained, lost_unlearned), _capped(after, before))
-
-
-def _capped(part: float, whole: float) -> float:
-    return min(part / whole, 1.0) if whole >= TOO_CLOSE else math.nan

@@ -344,29 +344,28 @@ class Routed:
 
     def logps(self, messages: Sequence[Sequence[Message]], answers: Sequence[str], *, batch_size: int) -> list[float]:
         """See ``Subject``."""
-
-        def ask(subject: Subject, chosen: list[int]) -> list[float]:
-            return subject.logps(*_those(chosen, messages, answers), batch_size=batch_size)
-
-        return self._each(messages, batch_size, ask)
+        return self._pairs("logps", messages, answers, batch_size)
 
     def letter_logps(
         self, messages: Sequence[Sequence[Message]], letters: Sequence[Sequence[str]], *, batch_size: int
     ) -> list[list[float]]:
         """See ``Subject``."""
-
-        def ask(subject: Subject, chosen: list[int]) -> list[list[float]]:
-            return subject.letter_logps(*_those(chosen, messages, letters), batch_size=batch_size)
-
-        return self._each(messages, batch_size, ask)
+        return self._pairs("letter_logps", messages, letters, batch_size)
 
     def token_scores(
         self, messages: Sequence[Sequence[Message]], answers: Sequence[str], *, batch_size: int
     ) -> list[TokenScores]:
         """See ``Subject``."""
+        return self._pairs("token_scores", messages, answers, batch_size)
 
-        def ask(subject: Subject, chosen: list[int]) -> list[TokenScores]:
-            return subject.token_scores(*_those(chosen, messages, answers), batch_size=batch_size)
+    def _pairs(
+        self, what: str, messages: Sequence[Sequence[Message]], second: Sequence[Any], batch_size: int
+    ) -> list[Any]:
+        """The method `what` of the chosen subject on each prompt with its answer or letters."""
+
+        def ask(subject: Subject, chosen: list[int]) -> list[Any]:
+            own = [messages[i] for i in chosen], [second[i] for i in chosen]
+            return getattr(subject, what)(*own, batch_size=batch_size)
 
         return self._each(messages, batch_size, ask)
 
@@ -376,7 +375,7 @@ class Routed:
         batch_size: int,
         ask: Callable[[Subject, list[int]], list[Answer]],
     ) -> list[Answer]:
-        """What the chosen subject says to each prompt, in their order; a subject without prompts is not asked."""
+        """The chosen subject's answer to each prompt, in their order; a subject without prompts is not asked."""
         distinct = {id(m): m for m in messages}  # a question with several answers is one object
         found = dict(zip(distinct, self.detects(list(distinct.values()), batch_size=batch_size), strict=True))
         answers: dict[int, Answer] = {}
@@ -384,11 +383,6 @@ class Routed:
             if chosen := [i for i, m in enumerate(messages) if found[id(m)] is is_detected]:
                 answers |= zip(chosen, ask(subject, chosen), strict=True)
         return [answers[i] for i in range(len(messages))]
-
-
-def _those(chosen: Sequence[int], *columns: Sequence[Any]) -> list[list[Any]]:
-    """The chosen rows of each column."""
-    return [[column[i] for i in chosen] for column in columns]
 
 
 @dataclass(frozen=True)
