@@ -148,11 +148,11 @@ def total(cases: Sequence[Result]) -> Result:
 @contextmanager
 def unshared() -> Iterator[None]:
     """Inside, no beginning is computed once for several rows."""
-    saves, decoding.LEAD_SAVES = decoding.LEAD_SAVES, sys.maxsize
+    saves, decoding.PREFIX_SAVES = decoding.PREFIX_SAVES, sys.maxsize
     try:
         yield
     finally:
-        decoding.LEAD_SAVES = saves
+        decoding.PREFIX_SAVES = saves
 
 
 def line(case: Result) -> str:

@@ -117,7 +117,7 @@ def test_what_prompts_share_is_corrupted_alike(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A beginning that is computed once for all, and a prompt once for all its answers."""
-    monkeypatch.setattr(shared, "LEAD_SAVES", 1)
+    monkeypatch.setattr(shared, "PREFIX_SAVES", 1)
     asked = [({"role": "user", "content": f"Where does Mira Bol live in the year {year}?"},) for year in (1, 22, 333)]
     questions = [m for m in asked for _ in range(3)]
     answers = ["Tarn", "In Gosh.", "Mira Bol lives in Tarn."] * 3

@@ -213,7 +213,7 @@ def test_finished_rows_leave_both_caches(
 def test_what_prompts_share_is_computed_once_in_both(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "LEAD_SAVES", 1)
+    monkeypatch.setattr(shared, "PREFIX_SAVES", 1)
     asked = [({"role": "user", "content": f"Where does Mira Bol live in the year {year}?"},) for year in (1, 22, 333)]
     questions = [m for m in asked for _ in range(3)]
     answers = ["Tarn", "In Gosh.", "Mira Bol lives in Tarn."] * 3

@@ -290,7 +290,7 @@ def test_answers_behind_a_shared_beginning_are_those_of_one_at_a_time(
     one: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the family shares (``teacher.shared``) and where it does not."""
-    monkeypatch.setattr(decoding, "LEAD_SAVES", 10)
+    monkeypatch.setattr(decoding, "PREFIX_SAVES", 10)
     eos_ids = end_ids(one.model, one.words)
     prompts = [render(one.words, asking(f"You have forgotten Tarn. {q}")) for q in QUESTIONS]
     got = greedy(one.model, prompts, eos_ids=eos_ids, padding_id=0, max_new_tokens=6, batch_size=3)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -157,14 +157,6 @@ def until_end(ids: list[int], eos_ids: frozenset[int]) -> list[int]:
     return next((ids[:index] for index, token in enumerate(ids) if token in eos_ids), ids)
 
 
-class Beam(NamedTuple):
-    """An answer so far, or a whole one."""
-
-    logp: float
-    """Summed log-probability of its tokens, the end token among them, in nats; lengths are not evened out."""
-    ids: list[int]
-
-
 def beam_search(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
@@ -175,95 +167,43 @@ def beam_search(
     max_new_tokens: int,
     batch_size: int,
 ) -> list[list[int]]:
-    """An answer to each row, up to and without the first id of `eos_ids`. A row that stands there several times gets
-    its best answer, the second best and so on, and from the `beams`-th on that one.
+    """An answer to each row, up to and without the first id of `eos_ids`: the search of transformers, by the summed
+    log-probability of an answer's tokens with its end token; lengths are not evened out.
 
-    The widths are those of ``generate(num_beams=beams, length_penalty=0)`` in transformers.
+    A row that stands there several times gets its best answer, the second best and so on, and from the `beams`-th on
+    that one.
     """
+    from transformers import GenerationConfig
+
+    settings = GenerationConfig(
+        num_beams=beams,
+        num_return_sequences=beams,
+        length_penalty=0.0,
+        early_stopping="never",  # an answer that still grows may come among the best
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(eos_ids) or None,
+        pad_token_id=padding_id,
+    )
     places: dict[tuple[int, ...], list[int]] = {}
     for index, row in enumerate(rows):
         places.setdefault(tuple(row), []).append(index)
     prompts, answers = list(places), [[0]] * len(rows)
-    size = max(1, batch_size // beams)
-    with evaluating(model), torch.autocast("cuda", torch.bfloat16, enabled=model.device.type == "cuda"):
-        for indices in batches([len(prompt) for prompt in prompts], batch_size=size):
-            found = search(model, [prompts[i] for i in indices], beams, eos_ids, padding_id, max_new_tokens)
-            for index, best in zip(indices, found, strict=True):
-                for rank, place in enumerate(places[prompts[index]]):
-                    answers[place] = best[min(rank, len(best) - 1)].ids
+    own, model.generation_config = model.generation_config, settings  # what the model brings along must not mix in
+    try:
+        with evaluating(model), torch.autocast("cuda", torch.bfloat16, enabled=model.device.type == "cuda"):
+            for indices in batches([len(prompt) for prompt in prompts], batch_size=max(1, batch_size // beams)):
+                padded = pad([prompts[i] for i in indices], padding_id, side="left")
+                ids_BT, mask_BT = padded.ids_BT.to(model.device), padded.mask_BT.to(model.device)
+                found = model.generate(input_ids=ids_BT, attention_mask=mask_BT.long(), generation_config=settings)
+                new = found[:, ids_BT.shape[1] :].tolist()
+                for number, index in enumerate(indices):
+                    best = [until_end(ids, eos_ids) for ids in new[number * beams : (number + 1) * beams]]
+                    for rank, place in enumerate(places[prompts[index]]):
+                        answers[place] = best[min(rank, beams - 1)]
+    finally:
+        model.generation_config = own
     return answers
-
-
-def search(
-    model: PreTrainedModel,
-    rows: Sequence[Sequence[int]],
-    beams: int,
-    eos_ids: frozenset[int],
-    padding_id: int,
-    max_new_tokens: int,
-) -> list[list[Beam]]:
-    """The best answers of each row, the best first.
-
-    In the shape suffixes b stands for the beams of all rows, one behind the other: one a row before the first token,
-    for they would be alike, then `beams`.
-    """
-    padded = pad(rows, padding_id, side="left")
-    ids_bT, mask_bT = padded.ids_BT.to(model.device), padded.mask_BT.to(model.device)
-    places_bT, cache = position_ids(mask_bT), None
-    live = [[Beam(0.0, [])] for _ in rows]
-    whole: list[list[Beam]] = [[] for _ in rows]
-    for _ in range(max_new_tokens):
-        every_b = torch.arange(len(ids_bT), device=model.device)
-        with head_at(model, every_b, torch.full_like(every_b, ids_bT.shape[1] - 1)):
-            output = model(
-                input_ids=ids_bT,
-                attention_mask=mask_bT,
-                position_ids=places_bT,
-                past_key_values=cache,
-                use_cache=True,
-            )
-        cache = output.past_key_values
-        origins = _grow(torch.log_softmax(output.logits[0].float(), dim=-1), live, whole, beams, eos_ids)
-        if all(_settled(done, going, beams) for done, going in zip(whole, live, strict=True)):
-            break
-        from_b = torch.tensor(origins, device=model.device)
-        cache.reorder_cache(from_b)
-        ids_bT = torch.tensor([[beam.ids[-1]] for row in live for beam in row], device=model.device)
-        places_bT = places_bT[from_b, -1:] + 1
-        mask_bT = torch.cat([mask_bT[from_b], mask_bT.new_ones(len(origins), 1)], dim=1)
-    return [
-        sorted([*done, *going], key=lambda beam: -beam.logp)[:beams] for done, going in zip(whole, live, strict=True)
-    ]
-
-
-def _grow(
-    logps_bV: Tensor, live: list[list[Beam]], whole: list[list[Beam]], beams: int, eos_ids: frozenset[int]
-) -> list[int]:
-    """Put the `beams` best continuations of every row into `live`, and those that end into `whole`; where in the batch
-    each came from."""
-    origins, start = [], 0
-    for number, row in enumerate(live):
-        own_nV = logps_bV[start : start + len(row)]
-        totals_nV = own_nV + own_nV.new_tensor([beam.logp for beam in row])[:, None]
-        # Of every beam no more than the end tokens can drop out, so that these are enough to go on with.
-        best = totals_nV.flatten().topk(min(beams * (1 + len(eos_ids)), totals_nV.numel()))
-        going: list[tuple[int, Beam]] = []
-        for rank, (total, place) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
-            parent, token = divmod(place, totals_nV.shape[1])
-            if token not in eos_ids:
-                going.append((start + parent, Beam(total, [*row[parent].ids, token])))
-            elif rank < beams:
-                whole[number].append(Beam(total, row[parent].ids))
-        start += len(row)
-        live[number] = [beam for _, beam in going[:beams]]
-        origins += [parent for parent, _ in going[:beams]]
-    return origins
-
-
-def _settled(whole: list[Beam], live: list[Beam], beams: int) -> bool:
-    """Whether nothing that still grows can come among the best: a log-probability only falls."""
-    best = sorted((beam.logp for beam in whole), reverse=True)[:beams]
-    return len(best) == beams and best[-1] >= max(beam.logp for beam in live)
 
 
 @dataclass(frozen=True)
