@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from duet_unlearn import runs
+from duet_unlearn import api, runs
 from duet_unlearn.api import open_run
 from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.errors import UserError
@@ -89,7 +89,7 @@ def test_timings_of_a_resumed_phase_sum_up(run: Run) -> None:
 
 
 def test_default_out_tells_recipes_apart() -> None:
-    plain, other = (runs.default_out(load_recipe("lab/duet", s)) for s in ([], ["seed=1"]))
+    plain, other = (api.default_out(load_recipe("lab/duet", s)) for s in ([], ["seed=1"]))
     assert plain != other
     assert plain.parent == Path("runs")
     assert plain.name.startswith("lab-duet-")
@@ -97,7 +97,7 @@ def test_default_out_tells_recipes_apart() -> None:
 
 def test_env_says_what_a_result_hangs_on() -> None:
     recipe = load_recipe("lab/duet", ["seed=5"])
-    env = runs.env_info(recipe, hashes={"model": "ab"}, device="cpu", warnings=["no retain queries"])
+    env = api.env_info(recipe, hashes={"model": "ab"}, device="cpu", warnings=["no retain queries"])
     assert env["seed"] == 5
     assert set(env["hashes"]) == {"model", "recipe"}
     assert env["packages"]["torch"]

@@ -27,13 +27,23 @@ def gradient_ascent(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     return token_logps(logits_NV, labels_N)
 
 
+def _weighted_ascent(logps_N: Tensor, weights_N: Tensor) -> Tensor:
+    """Gradient ascent on each token by its own weight, through which no gradient goes."""
+    return weights_N * logps_N
+
+
+def _soft_cross_entropy(logits_NV: Tensor, target_NV: Tensor) -> Tensor:
+    """``-sum_i q_i log p_i`` in nats, q the target's probabilities."""
+    return -(target_NV * logits_NV.float().log_softmax(-1)).sum(-1)
+
+
 def wga(logits_NV: Tensor, labels_N: Tensor, *, beta: float = 1.0) -> Tensor:
     """``sg[p(label)^beta] log p(label)``: gradient ascent that leaves tokens alone once they are unlikely.
 
     Weighted GA, Wang et al., arXiv 2502.19301. sg: no gradient through the weight.
     """
     logps_N = token_logps(logits_NV, labels_N)
-    return logps_N.detach().mul(beta).exp() * logps_N
+    return _weighted_ascent(logps_N, logps_N.detach().mul(beta).exp())
 
 
 def satimp(logits_NV: Tensor, labels_N: Tensor, *, beta1: float = 5.0, beta2: float = 1.0) -> Tensor:
@@ -43,7 +53,7 @@ def satimp(logits_NV: Tensor, labels_N: Tensor, *, beta1: float = 5.0, beta2: fl
     """
     logps_N = token_logps(logits_NV, labels_N)
     p_N = logps_N.detach().exp()
-    return p_N.pow(beta1) * (1 - p_N).clamp_min(0).pow(beta2) * logps_N
+    return _weighted_ascent(logps_N, p_N.pow(beta1) * (1 - p_N).clamp_min(0).pow(beta2))
 
 
 def undial(logits_NV: Tensor, labels_N: Tensor, reference_NV: Tensor, *, beta: float = 10.0) -> Tensor:
@@ -55,7 +65,7 @@ def undial(logits_NV: Tensor, labels_N: Tensor, reference_NV: Tensor, *, beta: f
     """
     down_N1 = reference_NV.new_full((len(labels_N), 1), -beta, dtype=torch.float32)
     target_NV = reference_NV.float().scatter_add(-1, labels_N[:, None], down_N1)
-    return -(target_NV.softmax(-1) * logits_NV.float().log_softmax(-1)).sum(-1)
+    return _soft_cross_entropy(logits_NV, target_NV.softmax(-1))
 
 
 def ceu(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
@@ -64,7 +74,7 @@ def ceu(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     CE-U, Yang, arXiv 2503.01224. The paper skips the first answer token; which positions are given is the caller's.
     """
     target_NV = logits_NV.detach().float().scatter(-1, labels_N[:, None], -torch.inf).softmax(-1)
-    return -(target_NV * logits_NV.float().log_softmax(-1)).sum(-1)
+    return _soft_cross_entropy(logits_NV, target_NV)
 
 
 def maxent(logits_NV: Tensor) -> Tensor:
@@ -191,12 +201,17 @@ Divergence = Literal["total-variation", "kl", "js", "pearson"]
 """FLAT's f-divergences."""
 
 
+def _tempered_ascent(scaled_B: Tensor, beta: float) -> Tensor:
+    """``-(2 / beta) log sigmoid(-scaled)``: as `beta` falls to 0, gradient ascent on ``scaled / beta``."""
+    return 2 / beta * F.softplus(scaled_B)
+
+
 def npo(logps_B: Tensor, reference_B: Tensor, *, beta: float = 0.1) -> Tensor:
     """``-(2 / beta) log sigmoid(-beta (log p - log p_ref))`` of the answers to forget: (B,).
 
     NPO, Zhang et al., arXiv 2404.05868. Log-probabilities, never raw logits (a defect of published code).
     """
-    return 2 / beta * F.softplus(beta * (logps_B.float() - reference_B.float()))
+    return _tempered_ascent(beta * (logps_B.float() - reference_B.float()), beta)
 
 
 def simnpo(logps_B: Tensor, lengths_B: Tensor, *, beta: float = 2.5, gamma: float = 0.0) -> Tensor:
@@ -204,7 +219,7 @@ def simnpo(logps_B: Tensor, lengths_B: Tensor, *, beta: float = 2.5, gamma: floa
 
     SimNPO, Fan et al., arXiv 2410.07163; beta 2.5 to 4.5 on TOFU, 0.7 on MUSE books.
     """
-    return 2 / beta * F.softplus(beta * logps_B.float() / lengths_B + gamma)
+    return _tempered_ascent(beta * logps_B.float() / lengths_B + gamma, beta)
 
 
 def dpo(

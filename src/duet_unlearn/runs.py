@@ -30,82 +30,51 @@ PACKAGES = (
 )
 
 
+class _Inside:
+    """A path inside a run folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: Run, _kind: type[Run] | None = None) -> Path:
+        return run.path / self.name
+
+
 @dataclass(frozen=True)
 class Run:
-    """A run folder. The properties are its paths; none of them needs to exist yet."""
+    """A run folder and the paths in it, none of which needs to exist yet."""
 
     path: Path
     """The folder."""
 
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def env(self) -> Path:
-        """Versions, device, seed and hashes."""
-        return self.path / "env.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One line a training step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def probe(self) -> Path:
-        """What the prefix does, before training."""
-        return self.path / "probe.json"
-
-    @property
-    def targets(self) -> Path:
-        """The teacher's cached logits."""
-        return self.path / "targets"
-
-    @property
-    def picks(self) -> Path:
-        """Which row of each pool an epoch met, one file an epoch, of methods that have pools."""
-        return self.path / "picks"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where a killed run goes on from."""
-        return self.path / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        """The student, in `save_pretrained` form."""
-        return self.path / "model"
-
-    @property
-    def subject(self) -> Path:
-        """What a method that changes no weights puts beside the model: detector, assistant, examples."""
-        return self.path / "subject"
-
-    @property
-    def samples(self) -> Path:
-        """Every answer that was scored, one file a subject."""
-        return self.path / "samples"
-
-    @property
-    def evals(self) -> Path:
-        """Scores, one file a subject."""
-        return self.path / "evals"
-
-    @property
-    def timings(self) -> Path:
-        """Seconds and peak memory of each phase."""
-        return self.path / "timings.json"
-
-    @property
-    def report(self) -> Path:
-        """The page."""
-        return self.path / "report.html"
-
-    @property
-    def done(self) -> Path:
-        """Its existence means that the run is finished."""
-        return self.path / "DONE"
+    recipe = _Inside("recipe.yaml")
+    """The resolved recipe."""
+    env = _Inside("env.json")
+    """Versions, device, seed and hashes."""
+    metrics = _Inside("metrics.jsonl")
+    """One line a training step."""
+    probe = _Inside("probe.json")
+    """What the prefix does, before training."""
+    targets = _Inside("targets")
+    """The teacher's cached logits."""
+    picks = _Inside("picks")
+    """Which row of each pool an epoch met, one file an epoch, of methods that have pools."""
+    checkpoints = _Inside("checkpoints")
+    """Where a killed run goes on from."""
+    model = _Inside("model")
+    """The student, in `save_pretrained` form."""
+    subject = _Inside("subject")
+    """What a method that changes no weights puts beside the model: detector, assistant, examples."""
+    samples = _Inside("samples")
+    """Every answer that was scored, one file a subject."""
+    evals = _Inside("evals")
+    """Scores, one file a subject."""
+    timings = _Inside("timings.json")
+    """Seconds and peak memory of each phase."""
+    report = _Inside("report.html")
+    """The page."""
+    done = _Inside("DONE")
+    """Its existence means that the run is finished."""
 
     @property
     def finished(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from duet_unlearn.config.sections import Settings
@@ -58,7 +58,7 @@ METHODS: tuple[type[Method], ...] = get_args(AnyMethod)
 class Recipe(Settings):
     """Everything that decides a run's result, in one tree."""
 
-    method: AnyMethod = field(kw_only=True)
+    method: AnyMethod
     """The unlearning method and its settings; `name` chooses it."""
 
 

@@ -223,7 +223,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides a run's result but the method: what a method may read of its recipe."""
+    """Everything that decides a run's result, as far as a method may read it."""
 
     name: str
     """Name in tables; a file that gives none has its own."""
@@ -233,6 +233,8 @@ class Settings:
     """The model."""
     data: DataConfig
     """The queries."""
+    method: object
+    """The unlearning method, which ``Recipe`` knows more of."""
     prefix: PrefixConfig = field(default_factory=PrefixConfig)
     """The teacher's prefix."""
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -195,7 +195,9 @@ def beam_search(
             for indices in batches([len(prompt) for prompt in prompts], batch_size=max(1, batch_size // beams)):
                 padded = pad([prompts[i] for i in indices], padding_id, side="left")
                 ids_BT, mask_BT = padded.ids_BT.to(model.device), padded.mask_BT.to(model.device)
-                found = model.generate(input_ids=ids_BT, attention_mask=mask_BT.long(), generation_config=settings)
+                found = cast("Any", model).generate(
+                    input_ids=ids_BT, attention_mask=mask_BT.long(), generation_config=settings
+                )
                 new = found[:, ids_BT.shape[1] :].tolist()
                 for number, index in enumerate(indices):
                     best = [until_end(ids, eos_ids) for ids in new[number * beams : (number + 1) * beams]]

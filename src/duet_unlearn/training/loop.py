@@ -175,14 +175,15 @@ def train(
         UserError: a loss or gradient that is not finite (before the step, naming the queries); disk full.
     """
     # Accelerate keeps one precision a process, and leaves it in the model's forward; autocast is the loop's own.
-    accelerator = Accelerator(mixed_precision="no", cpu=_on_cpu(model))
+    accelerator = Accelerator(mixed_precision="no", cpu=next(model.parameters()).device.type == "cpu")
     run = _Run(
         accelerator, model, make_optimizers(model, config), loss, targets, config, pad_id, hidden_block, combine, seed
     )
-    progress = _resume(run, checkpoints)
+    state = checkpoints.load(model, run.optimizers) if checkpoints else None
+    progress = Progress(**state) if state else Progress()
     model.train()
     for step in range(progress.step, num_steps):
-        if _stopped(progress, config):
+        if config.early_stop is not None and progress.failures >= config.early_stop:
             break
         log = run.step(step, num_steps, source(step))
         if validation and config.validate_every and log.step % config.validate_every == 0:
@@ -223,7 +224,8 @@ class _Run:
     def step(self, step: int, num_steps: int, examples: list[Example]) -> StepLog:
         start = time.perf_counter()
         set_rate(self.optimizers, rate_factor(step, num_steps, self.config))
-        self._seed(step)
+        # Dropout depends on seed, step and process alone, so that a resumed run needs no state of the generator.
+        torch.manual_seed(random.Random(f"{self.seed}/{step}/{self.accelerator.process_index}").getrandbits(63))
         sums = self._mean(examples) if self.combine is None else self._by_role(examples, self.combine)
         mean = float(sums[0] / sums[1])
         parameters = [p for p in self.model.parameters() if p.grad is not None]
@@ -245,10 +247,6 @@ class _Run:
             seconds=time.perf_counter() - start,
             memory=peak_memory(),
         )
-
-    def _seed(self, step: int) -> None:
-        """Dropout depends on seed, step and process alone, so that a resumed run needs no state of the generator."""
-        torch.manual_seed(random.Random(f"{self.seed}/{step}/{self.accelerator.process_index}").getrandbits(63))
 
     def _mean(self, examples: list[Example]) -> Tensor:
         """Summed loss, count and tokens of a step; the gradient of the mean is left in the parameters."""
@@ -352,19 +350,6 @@ def _micros(examples: Sequence[Example], size: int) -> list[list[Example]]:
     ordered = sorted(items(examples), key=lambda item: len(item[0].ids))
     parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
     return [[example for item in part for example in item] for part in parts]
-
-
-def _on_cpu(model: nn.Module) -> bool:
-    return next(model.parameters()).device.type == "cpu"
-
-
-def _resume(run: _Run, checkpoints: Checkpoints | None) -> Progress:
-    state = checkpoints.load(run.model, run.optimizers) if checkpoints else None
-    return Progress(**state) if state else Progress()
-
-
-def _stopped(progress: Progress, config: TrainConfig) -> bool:
-    return config.early_stop is not None and progress.failures >= config.early_stop
 
 
 def _note(
