@@ -37,7 +37,8 @@ from duet_unlearn.teacher.ask import Asked
 from duet_unlearn.teacher.cache import weights_id
 from duet_unlearn.teacher.openings import Opening
 from duet_unlearn.train.lora import has_adapter
-from duet_unlearn.train.model import default_device, is_quantised, load_model, merged
+from duet_unlearn.train.model import default_device, load_model, merged
+from duet_unlearn.train.quantise import is_quantised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

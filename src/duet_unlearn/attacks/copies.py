@@ -16,7 +16,8 @@ from duet_unlearn.attacks.result import Instance, NotApplicable, Watch
 from duet_unlearn.blocks import blocks_of
 from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.train.lora import has_adapter
-from duet_unlearn.train.model import is_quantised, merged
+from duet_unlearn.train.model import merged
+from duet_unlearn.train.quantise import is_quantised
 
 Change = Callable[[int, Tensor], Tensor]
 """The number of a matrix, and the matrix (outputs x inputs, fp32) -> the matrix in its place."""

@@ -19,7 +19,7 @@ from duet_unlearn.data.query import Query
 from duet_unlearn.evals.corrupted import vocabulary
 from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.tensors import logits_at, pad, sum_by_row, token_logps
-from duet_unlearn.train.model import is_quantised
+from duet_unlearn.train.quantise import is_quantised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
