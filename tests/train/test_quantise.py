@@ -107,6 +107,14 @@ def test_a_teachers_pass_does_not_change_what_is_computed(processor: None, folde
     torch.testing.assert_close(first, plain, rtol=1e-4, atol=1e-4)
 
 
+def test_the_library_believes_what_this_run_tells_it_of_the_processor() -> None:
+    """Or `make test-processors` would prove nothing."""
+    from bitsandbytes.functional import has_avx512bf16
+
+    told = os.environ.get("BNB_AVX512BF16")
+    assert told is None or has_avx512bf16() == (told == "1")
+
+
 def test_dequantised_weights_are_near_the_weights(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Nearest of 16 levels: off by about 9 % of the norm. Layers that the library would get wrong stay as they are."""
     say_once.cache_clear()
