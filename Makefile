@@ -6,14 +6,30 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check format results lab docs clean
+.PHONY: demo test test-slow test-processors check format results lab docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-plain ## forget one story on the embedded lab, with the table and the report (a minute)
 	$(BIN)/duet demo
 
-test: $(VENV)/.stamp-test ## the tests: CPU, offline
-	$(BIN)/python -m pytest
+# One process a core, one thread each: the models of the tests are too small for more. A file's tests stay together, so
+# that they share what is built for them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(OMP_NUM_THREADS) --dist loadfile
+
+test: $(VENV)/.stamp-test ## the tests: CPU, offline (five minutes on 2 cores)
+	$(PYTEST)
+
+test-slow: $(VENV)/.stamp-test ## what takes long and rarely breaks (minutes more)
+	$(PYTEST) -m slow
+
+# One machine computes as others do: golden curves on other vector units, 4-bit weights where bitsandbytes takes the
+# processor for one with and without AVX512-BF16 (it asks the processor itself; tests/processor answers in its place).
+QUANTISED := tests/models/test_quantise.py tests/models/test_quantised.py tests/attacks/test_weights.py tests/attacks/test_copies.py
+test-processors: $(VENV)/.stamp-test ## what depends on the processor, as other processors compute it
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(PYTEST) tests/methods/test_golden.py
+	ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 $(PYTEST) tests/methods/test_golden.py
+	BNB_AVX512BF16=1 PYTHONPATH=tests/processor $(PYTEST) $(QUANTISED)
+	BNB_AVX512BF16=0 PYTHONPATH=tests/processor $(PYTEST) $(QUANTISED)
 
 check: $(VENV)/.stamp-dev ## lint, format, types
 	$(BIN)/ruff check .

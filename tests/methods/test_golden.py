@@ -12,6 +12,10 @@ from golden import CURVES, curve
 
 from duet_unlearn.methods.base import Method
 
+TOLERANCE = 4 * 5.4e-5
+"""Four times the largest difference between eleven settings of vector units, BLAS and threads, relative to the loss
+(`python tests/methods/golden.py --spread`): 5.4e-5 of wga with retain = kl, then 4.6e-5 of duet with retain_loss = kl;
+all others 2.1e-5 and less."""
 CASES = cases()
 WRITTEN = json.loads(CURVES.read_text(encoding="utf-8"))
 
@@ -23,4 +27,4 @@ def test_every_method_is_written_down() -> None:
 @pytest.mark.parametrize("name", sorted(CASES.keys() & WRITTEN.keys()))
 def test_golden(name: str, tmp_path: Path) -> None:
     method: Method = CASES[name]
-    assert curve(method, tmp_path) == pytest.approx(WRITTEN[name], rel=1e-4, abs=1e-6)
+    assert curve(method, tmp_path) == pytest.approx(WRITTEN[name], rel=TOLERANCE)

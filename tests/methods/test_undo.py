@@ -228,7 +228,7 @@ data:
 method:
   name: undo
   alpha: 0.3
-  stop_at: 0.9
+  stop_at: 0.6
   stop_every: 4
 train:
   epochs: 24
@@ -294,7 +294,7 @@ def test_a_run_stops_at_its_goal(distilling: Path, tmp_path: Path) -> None:
     last = int(rows(run.path)[-1]["step"])
     assert list(looks) == list(range(4, last + 1, 4))
     assert last < rows(run.path)[-1]["num_steps"] == NUM_STEPS
-    assert max(list(looks.values())[:-1]) < 0.9 <= looks[last]  # the teacher gets every token right
+    assert max(list(looks.values())[:-1]) < 0.6 <= looks[last]  # of a teacher that gets every token right
     to_the_end = unlearn(recipe(distilling, "method.stop_at=null", "train.epochs=1"), out=tmp_path / "end")
     assert [row["step"] for row in rows(to_the_end.path)] == [*range(1, 7)]
     assert all("right" not in row for row in rows(to_the_end.path))
@@ -313,7 +313,7 @@ def test_the_goal_counts_answers_and_tokens_where_no_query_has_a_value(distillin
     other, _ = load_model(str(tiny_model))
     answers = rule(queries)
     assert answers is not None
-    assert (answers.at_least, answers.every, answers.score(teacher), answers.score(other)) == (0.9, 4, 1.0, 0.0)
+    assert (answers.at_least, answers.every, answers.score(teacher), answers.score(other)) == (0.6, 4, 1.0, 0.0)
     tokens = rule([replace(query, value=None) for query in queries])
     assert tokens is not None
     shares = []

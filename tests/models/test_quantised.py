@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,26 @@ from duet_unlearn.attacks.packing import Packing
 from duet_unlearn.config.sections import LoraConfig
 from duet_unlearn.data.prompts import render
 from duet_unlearn.errors import UserError
-from duet_unlearn.models.load import is_quantised, load_model, merged, save_model
+from duet_unlearn.models.load import load_model, merged, save_model
 from duet_unlearn.models.lora import add_lora, save_gradient_memory, teacher_mode
+from duet_unlearn.models.quantise import is_quantised
 
 PACKED = {"nf4": torch.uint8, "int8": torch.int8}
 
 
-@pytest.fixture(scope="module", params=["llama-3", "gpt-2", "qwen-3-moe"])
+WHOLE_BLOCKS = {
+    "llama-3": {"hidden_size": 64, "intermediate_size": 128},
+    "gpt-2": {"n_embd": 64},
+    "qwen-3-moe": {"hidden_size": 64, "head_dim": 16, "moe_intermediate_size": 64},
+}
+"""Sizes that bitsandbytes' blocks of 64 weights divide, so that every layer can be packed on a CPU."""
+
+
+@pytest.fixture(scope="module", params=WHOLE_BLOCKS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(BY_NAME[request.param], tmp_path_factory.mktemp("quantised") / request.param)
+    family = BY_NAME[request.param]
+    family = replace(family, settings=family.settings | WHOLE_BLOCKS[request.param])
+    return write(family, tmp_path_factory.mktemp("quantised") / request.param)
 
 
 @pytest.fixture(params=["nf4", "int8"])

@@ -15,8 +15,9 @@ from duet_unlearn.attacks.goal import Goal
 from duet_unlearn.attacks.result import Instance, NotApplicable, Watch
 from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.models.blocks import blocks_of
-from duet_unlearn.models.load import is_quantised, merged
+from duet_unlearn.models.load import merged
 from duet_unlearn.models.lora import has_adapter
+from duet_unlearn.models.quantise import is_quantised
 
 Change = Callable[[int, Tensor], Tensor]
 """The number of a matrix, and the matrix (outputs x inputs, fp32) -> the matrix in its place."""

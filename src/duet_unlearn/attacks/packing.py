@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from torch import nn
 
 from duet_unlearn.attacks.copies import linear_layers
+from duet_unlearn.models.quantise import fits_blocks, import_bitsandbytes, use_plain_kernels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,11 +29,14 @@ def can_pack() -> bool:
 def packed(model: PreTrainedModel, to: Packing) -> PreTrainedModel:
     """A copy with every linear layer of its blocks packed, on the same device: what ``from_pretrained`` makes with
     ``load_in_8bit``, or with ``nf4`` and double quantisation in 4 bits."""
-    logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)  # a line a product: it computes in fp16
+    import_bitsandbytes()
     own = copy.deepcopy(model)
     names = {layer: name for name, layer in own.named_modules()}
     for layer in linear_layers(own):
+        if to == "bitsandbytes-nf4" and own.device.type == "cpu" and not fits_blocks(layer):
+            continue  # computed wrongly there; `from_pretrained` is told to leave it whole too
         own.set_submodule(names[layer], _packed(cast("nn.Linear | Conv1D", layer), to))
+    use_plain_kernels(own)
     return own
 
 

@@ -18,7 +18,7 @@ from duet_unlearn.data.prompts import answer_ids, render
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.models.blocks import logits_at, num_embeddings
-from duet_unlearn.models.load import is_quantised
+from duet_unlearn.models.quantise import is_quantised
 from duet_unlearn.tensors import pad, sum_by_row, token_logps
 
 if TYPE_CHECKING:

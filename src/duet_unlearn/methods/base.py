@@ -24,7 +24,7 @@ from duet_unlearn.evals.subject import Subject
 from duet_unlearn.events import OnEvent
 from duet_unlearn.losses import cross_entropy, dpo, forward_kl
 from duet_unlearn.models.blocks import BlockIndex
-from duet_unlearn.models.load import is_quantised
+from duet_unlearn.models.quantise import is_quantised
 from duet_unlearn.runs import Run
 from duet_unlearn.teacher.targets import Dense, LogitsFn, TargetSpec
 from duet_unlearn.training.step import LossOut, Part, Step, Term, combine

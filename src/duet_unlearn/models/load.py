@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,15 +13,22 @@ from torch import nn
 
 from duet_unlearn.data.files import atomic_folder, read_text
 from duet_unlearn.data.prompts import PLAIN_TEMPLATE
-from duet_unlearn.errors import UserError, needs_extra
+from duet_unlearn.errors import UserError
 from duet_unlearn.models.lora import has_adapter, old_names, turned
+from duet_unlearn.models.quantise import (
+    Quantise,
+    check_blocks,
+    import_bitsandbytes,
+    is_quantised,
+    quantisation,
+    use_plain_kernels,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DType = Literal["float32", "bfloat16", "float16"]
-Quantise = Literal["nf4", "int8"]
 
 
 def load_model(
@@ -87,10 +93,16 @@ def _load_base(place: str, dtype: DType, quantise: Quantise | None) -> PreTraine
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = _settings(place)
-    _check_kind(place, AutoConfig.from_pretrained(place, **settings))
+    config = AutoConfig.from_pretrained(place, **settings)
+    _check_kind(place, config)
     if quantise:
-        settings["quantization_config"] = _quantisation(quantise, dtype)
-    return AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype), use_safetensors=True, **settings)
+        settings["quantization_config"] = quantisation(quantise, getattr(torch, dtype), config)
+    elif getattr(config, "quantization_config", None):  # packed in its folder
+        import_bitsandbytes()
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype), use_safetensors=True, **settings)
+    use_plain_kernels(model)
+    check_blocks(model, place)
+    return model
 
 
 def _check_kind(path: str, config: PreTrainedConfig) -> None:
@@ -110,27 +122,6 @@ def _check_kind(path: str, config: PreTrainedConfig) -> None:
         f"{path}: is {kind} ({config.model_type})",
         "name a decoder that writes text from left to right, such as Llama, Qwen, Gemma, Phi or GPT-2",
     )
-
-
-def _quantisation(quantise: Quantise, dtype: DType) -> BitsAndBytesConfig:
-    from transformers import BitsAndBytesConfig
-
-    with needs_extra("quant", f"model.quantise: {quantise}"):
-        import bitsandbytes  # noqa: F401  # transformers' own error names no extra
-    if quantise == "int8":
-        logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)  # a line a product: it computes in fp16
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, dtype),
-    )
-
-
-def is_quantised(model: nn.Module) -> bool:
-    """Whether a model's weights are packed, by us or in its folder: such weights cannot be trained, only adapters."""
-    return getattr(model, "hf_quantizer", None) is not None
 
 
 def default_device() -> torch.device:
@@ -187,6 +178,7 @@ def no_bars() -> Iterator[None]:
 
 def _load_adapter(folder: Path, dtype: DType, quantise: Quantise | None) -> PreTrainedModel:
     """Base and adapter; PEFT alone would fall back to weights in pickle, of either."""
+    import_bitsandbytes()
     from peft import PeftConfig
 
     if not (folder / "adapter_model.safetensors").exists():
@@ -201,6 +193,7 @@ def _load_adapter(folder: Path, dtype: DType, quantise: Quantise | None) -> PreT
 
 def with_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The adapter of a folder around a model."""
+    import_bitsandbytes()
     from peft import PeftConfig, PeftModel
 
     config = PeftConfig.from_pretrained(str(folder))

@@ -13,6 +13,7 @@ from torch import nn
 
 from duet_unlearn.config.sections import LoraConfig
 from duet_unlearn.errors import UserError
+from duet_unlearn.models.quantise import import_bitsandbytes
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -25,6 +26,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> nn.Mod
     Raises:
         UserError: a target that no linear layer is named after.
     """
+    import_bitsandbytes()
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
