@@ -38,7 +38,7 @@ from contenders.questions import (
 )
 
 from duet_unlearn.data.query import Query
-from duet_unlearn.evals.lm_eval import hf_model, run_lm_eval
+from duet_unlearn.evals.benchmarks.lm_eval import hf_model, run_lm_eval
 from duet_unlearn.evals.question_sets import letter_logps, text_logps
 from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.lab.data import model_path

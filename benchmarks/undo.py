@@ -32,11 +32,10 @@ from pages import between
 
 from duet_unlearn.attacks import relearn, worst
 from duet_unlearn.config.sections import TrainConfig
-from duet_unlearn.data.examples import Example, Source, epochs_source, render_examples
+from duet_unlearn.data.examples import Example, Source, TrainingData, epochs_source, render_examples
 from duet_unlearn.data.files import atomic_write_json
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.query import Query
-from duet_unlearn.data.training_data import TrainingData
 from duet_unlearn.evals.generate import share_right
 from duet_unlearn.evals.summaries import undo_recovery
 from duet_unlearn.lab import wordings

@@ -25,12 +25,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 import duet_unlearn
 from duet_unlearn.config.sections import LoraConfig, TrainConfig
-from duet_unlearn.data.examples import Batch, Example, Role, collate
+from duet_unlearn.data.examples import Batch, Example, Role, collate, example_of
 from duet_unlearn.data.prompts import PLAIN_TEMPLATE, Prefix, answer_ids, render, render_answer
 from duet_unlearn.data.query import Message, Query
-from duet_unlearn.data.training_data import example_of
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.benchmarks import mmlu
+from duet_unlearn.evals.benchmarks.lm_eval import require_followed
 from duet_unlearn.evals.likelihood import (
     auc,
     auc_score,
@@ -42,7 +42,6 @@ from duet_unlearn.evals.likelihood import (
     model_utility,
     priv_leak,
 )
-from duet_unlearn.evals.lm_eval import require_followed
 from duet_unlearn.evals.question_sets import EvalSet, run_suite
 from duet_unlearn.evals.subject import ModelSubject, TokenScores
 from duet_unlearn.evals.summaries import performance_shift

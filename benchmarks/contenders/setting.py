@@ -135,7 +135,7 @@ def queries(setting: Setting) -> tuple[list[Query], list[Query], Prefix]:
 
 def asked(setting: Setting) -> list[Example]:
     """The queries as the product asks them of the teacher: the prefix in front of all, as in the paper."""
-    from duet_unlearn.data.training_data import example_of
+    from duet_unlearn.data.examples import example_of
 
     forget, retain, prefix = queries(setting)
     return [example_of(q, "forget", prefix=prefix) for q in forget] + [

@@ -253,12 +253,12 @@ def lm_eval(
 ) -> dict[str, Any]:
     """lm-eval's tasks on a run's student, or on any model; of a run, written to ``evals/lm_eval-<tasks>.json``.
 
-    Returns what ``evals.lm_eval.Harness.record`` is.
+    Returns what ``evals.benchmarks.lm_eval.Harness.record`` is.
 
     Raises:
-        UserError: as ``evals.lm_eval.run_lm_eval``; the run has no student yet, or one that is no model.
+        UserError: as ``evals.benchmarks.lm_eval.run_lm_eval``; the run has no student yet, or one that is no model.
     """
-    from duet_unlearn.evals.lm_eval import run_lm_eval
+    from duet_unlearn.evals.benchmarks.lm_eval import run_lm_eval
 
     if not (Path(what) / "recipe.yaml").exists():
         return run_lm_eval(*load_model(model_folder(str(what))), tasks, settings, include=include).record

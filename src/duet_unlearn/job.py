@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.config.sections import DataConfig, prefix_of
 from duet_unlearn.data.corpus import read_corpus, split
-from duet_unlearn.data.examples import Example, Pick, Source, epochs_source
+from duet_unlearn.data.examples import Example, Pick, Source, Texts, TrainingData, epochs_source, packaged_texts
 from duet_unlearn.data.files import read_text
 from duet_unlearn.data.prompts import answer_ids, behind, in_context, render, render_answer, takes_context
 from duet_unlearn.data.published import scheme_of
 from duet_unlearn.data.query import Message, Query, read_queries
-from duet_unlearn.data.training_data import Texts, TrainingData, packaged_texts
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.benchmarks import Ask, benchmark_sets, load_reference
 from duet_unlearn.evals.question_sets import EvalSet

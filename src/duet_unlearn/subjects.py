@@ -16,6 +16,7 @@ from duet_unlearn.data.files import read_text
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.lab import data as lab
+from duet_unlearn.methods.base import Served
 from duet_unlearn.models.load import load_model, merged
 from duet_unlearn.models.lora import has_adapter
 from duet_unlearn.runs import Run
@@ -64,8 +65,8 @@ def load_student(run: Run, recipe: Recipe) -> Subject:
     # The model that is served, unchanged: the base, or what the run started from.
     start = str(run.path / "before") if recipe.after else recipe.model.start
     model, tokenizer = load_subject_model(start_folder(start) if start else recipe.model.path, recipe)
-    served, stored = merged(model) if has_adapter(model) else model, json.loads(read_text(subject_file(run)))
-    return recipe.method.build_subject(STUDENT, served, tokenizer, run.subject, stored, recipe)
+    model, stored = merged(model) if has_adapter(model) else model, json.loads(read_text(subject_file(run)))
+    return recipe.method.build_subject(Served(STUDENT, model, tokenizer, run.subject, stored, recipe))
 
 
 def subject_file(run: Run) -> Path:

@@ -13,8 +13,8 @@ from duet_unlearn.answers import normalise
 from duet_unlearn.attacks import examples, forms, spelling, talk, turns
 from duet_unlearn.attacks.prompts import Worded
 from duet_unlearn.attacks.wordings import Wording, read_wordings, worded, wordings
+from duet_unlearn.data.examples import packaged_texts
 from duet_unlearn.data.query import Message, Query
-from duet_unlearn.data.training_data import packaged_texts
 from duet_unlearn.errors import UserError
 from duet_unlearn.lab import wordings as lab
 

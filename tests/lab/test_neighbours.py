@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from duet_unlearn.config.reading import load_recipe
+from duet_unlearn.data.examples import packaged_texts
 from duet_unlearn.data.query import Query
-from duet_unlearn.data.training_data import packaged_texts
 from duet_unlearn.errors import UserError
 from duet_unlearn.events import ignore
 from duet_unlearn.job import load_job

@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from duet_unlearn.data.examples import render_examples
-from duet_unlearn.data.training_data import TrainingData
+from duet_unlearn.data.examples import TrainingData, render_examples
 from duet_unlearn.errors import UserError
 from duet_unlearn.lab.arithmetic import OPERATIONS, draw
 from duet_unlearn.lab.data import load

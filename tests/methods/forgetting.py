@@ -16,10 +16,19 @@ from torch import Tensor, nn
 
 from duet_unlearn.config.recipe import METHODS
 from duet_unlearn.config.sections import TrainConfig
-from duet_unlearn.data.examples import Batch, Example, Role, collate, epochs_source, render_examples, totals
+from duet_unlearn.data.examples import (
+    Batch,
+    Example,
+    ResponsePrefix,
+    Role,
+    TrainingData,
+    collate,
+    epochs_source,
+    render_examples,
+    totals,
+)
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.query import Query
-from duet_unlearn.data.training_data import ResponsePrefix, TrainingData
 from duet_unlearn.losses import generic
 from duet_unlearn.methods.base import Method
 from duet_unlearn.methods.reinforced import Rkld, Whp

@@ -12,10 +12,9 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from duet_unlearn.data.examples import Batch, Example, Role, collate, totals
+from duet_unlearn.data.examples import Batch, Example, ResponsePrefix, Role, TrainingData, collate, totals
 from duet_unlearn.data.prompts import Prefix, render
 from duet_unlearn.data.query import Query
-from duet_unlearn.data.training_data import ResponsePrefix, TrainingData
 from duet_unlearn.losses import push_down, topk_huber
 from duet_unlearn.methods.bidirectional import Bidirectional, led_by
 from duet_unlearn.models.blocks import logits_at

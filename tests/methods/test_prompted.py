@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from duet_unlearn.data.examples import TrainingData
 from duet_unlearn.data.query import Query
-from duet_unlearn.data.training_data import TrainingData
 from duet_unlearn.errors import UserError
 from duet_unlearn.methods.prompted import InContext, wrong_answer
 

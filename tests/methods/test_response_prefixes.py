@@ -7,9 +7,9 @@ import tiny
 import torch
 from torch.nn import functional as F
 
+from duet_unlearn.data.examples import ResponsePrefix
 from duet_unlearn.data.prompts import answer_ids, render
 from duet_unlearn.data.query import Query
-from duet_unlearn.data.training_data import ResponsePrefix
 from duet_unlearn.methods.bidirectional import find_response_prefixes
 from duet_unlearn.teacher.decoding import end_ids
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from forgetting import DATA, FORGET, REFUSALS, query
 
-from duet_unlearn.data.training_data import another_answer, pairs
+from duet_unlearn.data.examples import another_answer, pairs
 from duet_unlearn.errors import UserError
 
 

@@ -9,10 +9,9 @@ import pytest
 import tiny
 import torch
 
-from duet_unlearn.data.examples import collate
+from duet_unlearn.data.examples import TrainingData, collate
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.query import Query
-from duet_unlearn.data.training_data import TrainingData
 from duet_unlearn.errors import UserError
 from duet_unlearn.methods.uld import Uld
 from duet_unlearn.training.step import Step

@@ -18,11 +18,10 @@ from duet_unlearn.api import unlearn
 from duet_unlearn.config.reading import default_recipe, load_recipe
 from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.config.sections import TrainConfig
-from duet_unlearn.data.examples import Batch, collate, render_examples
+from duet_unlearn.data.examples import Batch, TrainingData, collate, example_of, render_examples
 from duet_unlearn.data.files import atomic_write_text
 from duet_unlearn.data.prompts import render_answer
 from duet_unlearn.data.query import Query
-from duet_unlearn.data.training_data import TrainingData, example_of
 from duet_unlearn.errors import UserError
 from duet_unlearn.events import Event, ignore
 from duet_unlearn.job import load_job

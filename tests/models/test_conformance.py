@@ -18,10 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from duet_unlearn.attacks.slot import embedded, vector_ids, vectors
 from duet_unlearn.config.sections import LoraConfig, TrainConfig
-from duet_unlearn.data.examples import Example, collate, epochs_source
+from duet_unlearn.data.examples import Example, collate, epochs_source, example_of
 from duet_unlearn.data.prompts import Prefix, answer_ids, render
 from duet_unlearn.data.query import Message, Query
-from duet_unlearn.data.training_data import example_of
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.question_sets import EvalSet, run_suite
 from duet_unlearn.evals.subject import ModelSubject

@@ -9,9 +9,9 @@ import tiny
 import torch
 from torch import Tensor
 
+from duet_unlearn.data.examples import TrainingData
 from duet_unlearn.data.prompts import Prefix, render_answer
 from duet_unlearn.data.query import Query
-from duet_unlearn.data.training_data import TrainingData
 from duet_unlearn.errors import UserError
 from duet_unlearn.teacher import targets
 from duet_unlearn.teacher.targets import CachedTargets, Hidden, TargetSpec, build_targets

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from duet_unlearn.data.examples import Example, collate
+from duet_unlearn.data.examples import Example, collate, example_of
 from duet_unlearn.data.prompts import Prefix, render
 from duet_unlearn.data.query import Query
-from duet_unlearn.data.training_data import example_of
 from duet_unlearn.errors import UserError
 from duet_unlearn.losses import topk_huber
 from duet_unlearn.models.blocks import logits_at

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from duet_unlearn.config.sections import TrainConfig
-from duet_unlearn.data.examples import Example, epochs_source, render_examples
+from duet_unlearn.data.examples import Example, epochs_source, example_of, render_examples
 from duet_unlearn.data.query import Query
-from duet_unlearn.data.training_data import example_of
 from duet_unlearn.errors import UserError
 from duet_unlearn.models.load import merged
 from duet_unlearn.models.lora import has_adapter

@@ -355,11 +355,6 @@ def text_logps(subject: Subject, queries: Sequence[Query], *, batch_size: int) -
 
 def pick(logps: Sequence[float], options: Sequence[str], *, per: Per = "raw") -> str:
     """The likeliest option; of equal ones the first."""
-    scaled = [logp / _length(option, per) for logp, option in zip(logps, options, strict=True)]
+    lengths = {"raw": lambda _: 1, "byte": lambda option: len(option.encode()), "character": len}
+    scaled = [logp / lengths[per](option) for logp, option in zip(logps, options, strict=True)]
     return options[scaled.index(max(scaled))]
-
-
-def _length(option: str, per: Per) -> int:
-    if per == "raw":
-        return 1
-    return len(option.encode()) if per == "byte" else len(option)

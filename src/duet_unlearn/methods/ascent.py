@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from duet_unlearn.config.sections import Amount, Positive
-from duet_unlearn.data.examples import Example, Role
-from duet_unlearn.data.training_data import TrainingData
+from duet_unlearn.data.examples import Example, Role, TrainingData
 from duet_unlearn.losses import cross_entropy, gradient_ascent, npo, satimp, simnpo, wga
 from duet_unlearn.methods.base import ForgetAndRetain, Method, Need, answer_term, token_term
 from duet_unlearn.teacher.targets import TargetSpec

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from torch import Tensor, nn
 
 from duet_unlearn.config.sections import Positive, Settings, TrainConfig
-from duet_unlearn.data.examples import Example, Pick, Role
+from duet_unlearn.data.examples import Example, Pick, Role, TrainingData
 from duet_unlearn.data.query import Message, Query
-from duet_unlearn.data.training_data import TrainingData
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.subject import Subject
+from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.events import OnEvent
 from duet_unlearn.losses import cross_entropy, dpo, forward_kl
 from duet_unlearn.models.blocks import BlockIndex
@@ -81,6 +80,27 @@ class PreparedTeacher:
     """What the targets depend on besides the frozen model's weights and the rows."""
     state: Any = None
     """For the method's own later hooks, such as a second model."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the subject of a method that changes no weights is built of."""
+
+    name: str
+    """The subject's."""
+    model: PreTrainedModel
+    """Unchanged."""
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+    """Where ``save_subject`` wrote."""
+    stored: Mapping[str, Any]
+    """What ``save_subject`` gave."""
+    settings: Settings
+
+    @property
+    def bare(self) -> ModelSubject:
+        """The model alone as a subject."""
+        return ModelSubject(self.name, self.model, self.tokenizer)
 
 
 @dataclass(frozen=True)
@@ -258,15 +278,7 @@ class Method:
         hold."""
         return {}
 
-    def build_subject(
-        self,
-        subject_name: str,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        folder: Path,
-        stored: Mapping[str, Any],
-        settings: Settings,
-    ) -> Subject:
+    def build_subject(self, served: Served) -> Subject:
         """Of a method that changes no weights: the unchanged model with what ``save_subject`` wrote."""
         raise NotImplementedError(self.name)
 

@@ -20,11 +20,10 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from duet_unlearn.config.sections import Amount, Count, Positive
-from duet_unlearn.data.examples import Example, Pick, Role, collate, draw, pools
+from duet_unlearn.data.examples import Example, Pick, ResponsePrefix, Role, TrainingData, collate, draw, pools
 from duet_unlearn.data.files import atomic_write_json, atomic_write_text, read_text
 from duet_unlearn.data.prompts import Prefix, answer_ids, render, turn_end, with_prefix
 from duet_unlearn.data.query import Query
-from duet_unlearn.data.training_data import ResponsePrefix, TrainingData
 from duet_unlearn.losses import push_down
 from duet_unlearn.methods.base import Context, Method, Need, Split
 from duet_unlearn.methods.duet import pull_to_top

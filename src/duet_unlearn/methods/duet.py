@@ -8,8 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from duet_unlearn.data.examples import Example, Role
-from duet_unlearn.data.training_data import TrainingData
+from duet_unlearn.data.examples import Example, Role, TrainingData
 from duet_unlearn.losses import bild, forward_kl, gkd, reverse_kl, topk_huber
 from duet_unlearn.methods.base import Method, Need
 from duet_unlearn.teacher.targets import Dense, TargetSpec, rows_spec

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,15 +21,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from duet_unlearn.config.sections import Amount, Count, Positive, Settings, Share, Whole
+from duet_unlearn.config.sections import Amount, Count, Positive, Share, Whole
 from duet_unlearn.data.files import atomic_folder, read_text
 from duet_unlearn.data.prompts import answer_ids, render, render_answer
 from duet_unlearn.data.query import Message
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.generate import Until
-from duet_unlearn.evals.subject import Deployed, ModelSubject, Subject, TokenScores
+from duet_unlearn.evals.subject import Deployed, Subject, TokenScores
 from duet_unlearn.events import Event
-from duet_unlearn.methods.base import Context, Method, Need
+from duet_unlearn.methods.base import Context, Method, Need, Served
 from duet_unlearn.models.blocks import hidden_at, num_embeddings
 from duet_unlearn.teacher.decoding import Decoding, evaluating, pad_id
 from duet_unlearn.tensors import batches, pad
@@ -77,22 +77,13 @@ class Detecting(Method):
         context.on_event(Event("detector", 1, 1, detail))
         return {"detected": {role: {"count": found[role], "of": len(side)} for role, side in sides.items()}}
 
-    def build_subject(
-        self,
-        subject_name: str,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        folder: Path,
-        stored: Mapping[str, Any],
-        settings: Settings,
-    ) -> Subject:
+    def build_subject(self, served: Served) -> Subject:
         """Prompts that the detector finds go to ``on_forget_queries``, all others to the model."""
-        bare = ModelSubject(subject_name, model, tokenizer)
-        boundary, reading = load_boundary(folder / "detector")
-        detector = Detector(model, tokenizer, reading, boundary, self.threshold)
-        return Routed(subject_name, detector, self.on_forget_queries(bare, stored, settings), bare)
+        boundary, reading = load_boundary(served.folder / "detector")
+        detector = Detector(served.model, served.tokenizer, reading, boundary, self.threshold)
+        return Routed(served.name, detector, self.on_forget_queries(served), served.bare)
 
-    def on_forget_queries(self, bare: ModelSubject, stored: Mapping[str, Any], settings: Settings) -> Subject:
+    def on_forget_queries(self, served: Served) -> Subject:
         """What answers a prompt that the detector finds."""
         raise NotImplementedError(self.name)
 
@@ -114,10 +105,10 @@ class Guard(Detecting):
         refusals = list(context.data.refusals)
         return {"refusals": refusals} | super().save_subject(student, tokenizer, folder, context)
 
-    def on_forget_queries(self, bare: ModelSubject, stored: Mapping[str, Any], settings: Settings) -> Subject:
+    def on_forget_queries(self, served: Served) -> Subject:
         """A refusal."""
-        size = num_embeddings(bare.model)
-        return Refusing(bare.name, bare.tokenizer, size, tuple(stored["refusals"]), settings.seed)
+        refusals, size = tuple(served.stored["refusals"]), num_embeddings(served.model)
+        return Refusing(served.name, served.tokenizer, size, refusals, served.settings.seed)
 
 
 @dataclass(frozen=True)
@@ -135,11 +126,11 @@ class Eco(Detecting):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"retain"})
 
-    def on_forget_queries(self, bare: ModelSubject, stored: Mapping[str, Any], settings: Settings) -> Subject:
+    def on_forget_queries(self, served: Served) -> Subject:
         """The model with noise on the prompt's embeddings."""
-        width = int(bare.model.get_input_embeddings().weight.shape[1])  # type: ignore[union-attr]
-        noise_PD = draw_noise(width, sigma=self.sigma, dims=self.dims, seed=settings.seed)
-        marked = replace(bare, mark=num_embeddings(bare.model))
+        width = int(served.model.get_input_embeddings().weight.shape[1])  # type: ignore[union-attr]
+        noise_PD = draw_noise(width, sigma=self.sigma, dims=self.dims, seed=served.settings.seed)
+        marked = replace(served.bare, mark=num_embeddings(served.model))
         return Deployed(marked, altering=partial(corrupting, noise_PD=noise_PD))
 
 

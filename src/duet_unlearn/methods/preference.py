@@ -8,8 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from duet_unlearn.config.sections import Positive
-from duet_unlearn.data.examples import Example, Role
-from duet_unlearn.data.training_data import TrainingData, pairs
+from duet_unlearn.data.examples import Example, Role, TrainingData, pairs
 from duet_unlearn.losses import Divergence, cross_entropy, flat, gkd, label_jsd
 from duet_unlearn.methods.base import ForgetAndRetain, Method, Need, dpo_term, pair_term, token_term
 from duet_unlearn.teacher.targets import Dense, TargetSpec

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import nn
 
-from duet_unlearn.config.sections import Settings, Whole, prefix_of
+from duet_unlearn.config.sections import Whole, prefix_of
+from duet_unlearn.data.examples import TrainingData, another_answer
 from duet_unlearn.data.query import Message, Query
-from duet_unlearn.data.training_data import TrainingData, another_answer
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.subject import Deployed, ModelSubject, Subject
-from duet_unlearn.methods.base import Context, Method, Need
+from duet_unlearn.evals.subject import Deployed, Subject
+from duet_unlearn.methods.base import Context, Method, Need, Served
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -33,17 +33,9 @@ class UnlearningPrefix(Method):
     trains: ClassVar[bool] = False
     changes_weights: ClassVar[bool] = False
 
-    def build_subject(
-        self,
-        subject_name: str,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        folder: Path,
-        stored: Mapping[str, Any],
-        settings: Settings,
-    ) -> Subject:
+    def build_subject(self, served: Served) -> Subject:
         """The model behind the prefix."""
-        return Deployed(ModelSubject(subject_name, model, tokenizer, prefix_of(settings)))
+        return Deployed(replace(served.bare, prefix=prefix_of(served.settings)))
 
 
 @dataclass(frozen=True)
@@ -72,17 +64,9 @@ class InContext(Method):
         """The turns that are shown."""
         return {"shots": list(context.shown_turns)}
 
-    def build_subject(
-        self,
-        subject_name: str,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        folder: Path,
-        stored: Mapping[str, Any],
-        settings: Settings,
-    ) -> Subject:
+    def build_subject(self, served: Served) -> Subject:
         """The model behind those turns."""
-        return Deployed(ModelSubject(subject_name, model, tokenizer), shots=tuple(stored["shots"]))
+        return Deployed(served.bare, shots=tuple(served.stored["shots"]))
 
     def shown_turns(self, data: TrainingData) -> tuple[Message, ...]:
         """The turns, drawn by the seed.
@@ -95,7 +79,8 @@ class InContext(Method):
         wrong = [(q, wrong_answer(q, forget, rng)) for q in _drawn(rng, forget, self.forget_shots, "forget")]
         right = [(q, str(q.answer)) for q in _drawn(rng, retain, self.retain_shots, "retain")]
         pairs = [*wrong, *right]
-        return tuple(turn for query, answer in pairs for turn in _turns(query, answer))
+        turns = [(("user", query.text), ("assistant", answer)) for query, answer in pairs]
+        return tuple({"role": role, "content": text} for both in turns for role, text in both)
 
 
 def wrong_answer(query: Query, others: Sequence[Query], rng: random.Random) -> str:
@@ -128,7 +113,3 @@ def _drawn(rng: random.Random, queries: Sequence[Query], count: int, role: str) 
             f'lower it, or give the queries of data.{role} an "answer"',
         )
     return rng.sample(known, count)
-
-
-def _turns(query: Query, answer: str) -> tuple[Message, Message]:
-    return {"role": "user", "content": query.text}, {"role": "assistant", "content": answer}

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from duet_unlearn.config.sections import Positive, Settings, Whole
-from duet_unlearn.data.examples import Example, Role
-from duet_unlearn.data.training_data import TrainingData
+from duet_unlearn.data.examples import Example, Role, TrainingData
 from duet_unlearn.errors import UserError
 from duet_unlearn.losses import mean_square
 from duet_unlearn.methods.base import Method, Need, token_term
@@ -99,7 +98,12 @@ class Rmu(Method):
         hidden_ND = step.logits_NV
         aim_D = self.c * direction(hidden_ND.shape[-1], seed=step.seed).to(hidden_ND.device)
         forget = token_term(step, lambda part: mean_square(part.logits_NV, aim_D))
-        return combine(step, forget, token_term(step, _moved, role="retain", weight=self.alpha))
+
+        def moved(part: Part) -> Tensor:
+            assert isinstance(part.targets, Hidden)
+            return mean_square(part.logits_NV, part.targets.hidden_ND)
+
+        return combine(step, forget, token_term(step, moved, role="retain", weight=self.alpha))
 
 
 def direction(size: int, *, seed: int) -> Tensor:
@@ -107,8 +111,3 @@ def direction(size: int, *, seed: int) -> Tensor:
     draw = torch.Generator().manual_seed(random.Random(f"{seed}/rmu").getrandbits(63))
     vector_D = torch.rand(size, generator=draw)
     return vector_D / vector_D.norm()
-
-
-def _moved(part: Part) -> Tensor:
-    assert isinstance(part.targets, Hidden)
-    return mean_square(part.logits_NV, part.targets.hidden_ND)

@@ -12,8 +12,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from duet_unlearn.config.sections import Positive, Share
-from duet_unlearn.data.examples import Example, Role
-from duet_unlearn.data.training_data import TrainingData
+from duet_unlearn.data.examples import Example, Role, TrainingData
 from duet_unlearn.losses import ceu, demoted, maxent, topk_kl, undial
 from duet_unlearn.methods.base import ForgetAndRetain, Method, Need, token_term
 from duet_unlearn.teacher.targets import Dense, TargetSpec, TopLogps

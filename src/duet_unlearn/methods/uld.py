@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from duet_unlearn.config.sections import Amount, Count, PositiveShare, Settings
-from duet_unlearn.data.examples import Example
+from duet_unlearn.data.examples import Example, TrainingData
 from duet_unlearn.data.files import atomic
-from duet_unlearn.data.training_data import TrainingData
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.subject import Deployed, ModelSubject, Subject
+from duet_unlearn.evals.subject import Deployed, Subject
 from duet_unlearn.losses import cross_entropy, maxent
-from duet_unlearn.methods.base import Context, Method, Need, token_term
+from duet_unlearn.methods.base import Context, Method, Need, Served, token_term
 from duet_unlearn.models.load import merged
 from duet_unlearn.models.lora import has_adapter
 from duet_unlearn.training.loop import put_weights
@@ -98,20 +97,12 @@ class Uld(Method):
         atomic(folder / "assistant.safetensors", lambda path: save_file(inner, path))
         return {}
 
-    def build_subject(
-        self,
-        subject_name: str,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        folder: Path,
-        stored: Mapping[str, Any],
-        settings: Settings,
-    ) -> Subject:
+    def build_subject(self, served: Served) -> Subject:
         """The model, from whose logits the assistant's are taken."""
-        assistant = first_layers(model, self.layers)
-        put_weights(assistant, load_file(folder / "assistant.safetensors"))
+        assistant = first_layers(served.model, self.layers)
+        put_weights(assistant, load_file(served.folder / "assistant.safetensors"))
         less = partial(subtracting, assistant=assistant, weight=self.weight, top=self.top)
-        return Deployed(ModelSubject(subject_name, model, tokenizer), altering=less)
+        return Deployed(served.bare, altering=less)
 
 
 def subtract(logits_NV: Tensor, assistant_NV: Tensor, *, weight: float, top: float) -> Tensor:

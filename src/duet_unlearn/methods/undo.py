@@ -12,8 +12,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from duet_unlearn.config.sections import Settings
-from duet_unlearn.data.examples import Example, Role
-from duet_unlearn.data.training_data import TrainingData
+from duet_unlearn.data.examples import Example, Role, TrainingData
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.generate import share_right
 from duet_unlearn.evals.likelihood import exact_memorisation

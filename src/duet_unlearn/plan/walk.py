@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from duet_unlearn.config.recipe import Recipe
-from duet_unlearn.data.examples import Batch, Example, Role, collate, items
+from duet_unlearn.data.examples import Batch, Example, ResponsePrefix, Role, TrainingData, collate, items
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.query import Query
-from duet_unlearn.data.training_data import ResponsePrefix, TrainingData
 from duet_unlearn.errors import UserError
 from duet_unlearn.losses import generic
 from duet_unlearn.methods.base import Method

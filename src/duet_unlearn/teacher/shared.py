@@ -159,14 +159,12 @@ def begun(
     if any(prefix for prefix, _ in groups) and not shares(model):
         groups = [(0, list(range(len(rows))))]
     for prefix, members in groups:
-        past = _read_prefix(model, rows[members[0]][:prefix], padding_id) if prefix else None
+        past, ids = None, rows[members[0]][:prefix]
+        if prefix:
+            past = _forward(model, [ids], [prefix - 1], None, padding_id, keep_past=True)[2]
         for part in batches([len(rows[i]) for i in members], batch_size=batch_size):
             every_B = torch.zeros(len(part), dtype=torch.long, device=model.device)
             yield [members[p] for p in part], prefix, past.rows(every_B) if past else None
-
-
-def _read_prefix(model: PreTrainedModel, ids: Ids, padding_id: int) -> Past | None:
-    return _forward(model, [ids], [len(ids) - 1], None, padding_id, keep_past=True)[2]
 
 
 def _forward(

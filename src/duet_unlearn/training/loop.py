@@ -50,7 +50,9 @@ class Checkpoints:
         with atomic_folder(new) as temporary:
             save_file(trainable(model), temporary / "weights.safetensors")
             for number, optimizer in enumerate(optimizers):
-                save_file(_flatten(optimizer), temporary / f"optimizer-{number}.safetensors")
+                rows = optimizer.state_dict()["state"].items()
+                state_tensors = {f"{i}.{key}": torch.as_tensor(value) for i, row in rows for key, value in row.items()}
+                save_file(state_tensors, temporary / f"optimizer-{number}.safetensors")
             (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
         for old in self.folder.glob("step-*"):
             if old != new:
@@ -94,11 +96,6 @@ def put_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in weights.items():
             own[name].copy_(value)
-
-
-def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{key}": torch.as_tensor(value) for index, row in state.items() for key, value in row.items()}
 
 
 def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -200,26 +197,24 @@ def train(
     model.eval()
 
 
+@dataclass(eq=False)
 class _Run:
     """One training run's moving parts."""
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: nn.Module,
-        optimizers: list[torch.optim.Optimizer],
-        loss: Loss,
-        targets: TargetsFn | None,
-        config: TrainConfig,
-        pad_id: int,
-        hidden_block: BlockIndex | None,
-        combine: Combine | None,
-        seed: int,
-    ) -> None:
-        self.accelerator, self.model, self.optimizers = accelerator, model, optimizers
-        self.loss, self.targets, self.config, self.pad_id, self.seed = loss, targets, config, pad_id, seed
-        self.read, self.combine = reader(hidden_block), combine
-        self.wrapped = accelerator.prepare_model(model)
+    accelerator: Accelerator
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    loss: Loss
+    targets: TargetsFn | None
+    config: TrainConfig
+    pad_id: int
+    hidden_block: BlockIndex | None
+    combine: Combine | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.read = reader(self.hidden_block)
+        self.wrapped = self.accelerator.prepare_model(self.model)
 
     def step(self, step: int, num_steps: int, examples: list[Example]) -> StepLog:
         start = time.perf_counter()

@@ -19,11 +19,11 @@ from duet_unlearn.api import open_run
 from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.lm_eval import require_followed, run_lm_eval
+from duet_unlearn.evals.benchmarks.lm_eval import require_followed, run_lm_eval
 from duet_unlearn.evals.question_sets import letter_logps
 from duet_unlearn.evals.subject import ModelSubject
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # lm-eval's own
 ASKED = [
     Query(
