@@ -13,14 +13,11 @@ from typing import Any
 
 from duet_unlearn.attacks.attack_base import Attack, AttackGoal, Plain, draw_goal, given_away, run_attack
 from duet_unlearn.attacks.contexts import FewShot, FormatShift, InContextRelearn, ManyTurn, NeighbourHops
-from duet_unlearn.attacks.fine_tuning import RATES, Relearn, Relearned, relearn, relearn_with_adapters, worst
+from duet_unlearn.attacks.fine_tuning import Relearn, Relearned, relearn, relearn_with_adapters, worst
 from duet_unlearn.attacks.hidden_states import LogitLens, Probe, RefusalDirection
 from duet_unlearn.attacks.optimised_prompts import Gcg, SoftPrompt
 from duet_unlearn.attacks.result import (
-    AttackAnswer,
-    AttackFinding,
     AttackResult,
-    Cost,
     Instance,
     NotApplicable,
     finding,
@@ -30,7 +27,6 @@ from duet_unlearn.attacks.token_access import BanRefusals, Beams, Exposure, Logi
 from duet_unlearn.attacks.weights import Noise, Pruning, Quantisation
 from duet_unlearn.config.reading import LOG, SettingsLayer, lines_of, read_yaml, validated
 from duet_unlearn.errors import UserError, nearest
-from duet_unlearn.evals.generate import share_right
 
 ATTACKS: tuple[Attack, ...] = (
     Plain(),
@@ -122,11 +118,13 @@ def _attack(entry: Any, number: int, layer: SettingsLayer, path: Path) -> Attack
     default = _known_attack(str(entry["name"]), f"{place}: attacks.{number}.name")
     places = {inner[2:]: where for inner, where in layer.places.items() if inner[:2] == key and len(inner) > 2}
     settings = dict(entry)
+    # A suite that was written for an earlier version still runs.
     for new, old in default.stored_names.items():
         if old in settings:
             where = places.pop((old,), place)
             LOG.warning("note: %s: attacks.%s.%s is called %s now", where, number, old, new)
             settings[new], places[(new,)] = settings.pop(old), where
+    # Not the class's defaults: `relearn-lora` is a `Relearn` with others.
     layer = SettingsLayer(vars(default) | settings, places)
     return validated(type(default), layer, path, missing="docs/attacks.md describes every attack and its settings")
 
@@ -142,14 +140,10 @@ def _known_attack(name: str, where: str) -> Attack:
 
 __all__ = [
     "ATTACKS",
-    "RATES",
     "Attack",
-    "AttackAnswer",
-    "AttackFinding",
     "AttackGoal",
     "AttackResult",
     "AttackSuite",
-    "Cost",
     "Instance",
     "NotApplicable",
     "Relearned",
@@ -160,7 +154,6 @@ __all__ = [
     "load_suite",
     "relearn",
     "run_attack",
-    "share_right",
     "suite_names",
     "worst",
 ]

@@ -11,10 +11,10 @@ import logging
 import random
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import nn
@@ -41,6 +41,8 @@ from duet_unlearn.evals.question_sets import EvalSet, fact, voices, wanted_of
 from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.models.lora import has_adapter
 
+Item = TypeVar("Item", bound="AboutQuery")
+Found = TypeVar("Found")
 LOG = logging.getLogger("duet_unlearn")
 AUXILIARY_SHARE = 1 / 2
 """Of the facts that queries with answers are about, the share that the attacker is shown; ours."""
@@ -114,6 +116,7 @@ def draw_goal(
     forget_sets = [one for one in generated if one.better == "low" and one.group == "forget"]
     listed = [query for one in forget_sets for query in one.queries if query.answer]
     answered = [query for query in forget if query.answer] or listed
+    # Sorted before they are drawn: the same facts are auxiliary for every method and every order of the file.
     facts = sorted({fact(query) for query in answered})
     chosen = set(random.Random(f"known/{seed}").sample(facts, round(len(facts) * AUXILIARY_SHARE)))
     auxiliary = tuple({query.id: query for query in answered if fact(query) in chosen}.values())
@@ -326,6 +329,7 @@ def metered(subject: object) -> Iterator[Cost]:
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    # The hooks sit on the models themselves, so that a deep copy, which an attack on weights makes, counts as well.
     with ExitStack() as hooks:
         for model in models_of(subject):
             hooks.callback(model.register_forward_pre_hook(count, with_kwargs=True).remove)
@@ -395,20 +399,36 @@ def generate_answers(subject: Subject, prompts: Sequence[AttackPrompt], goal: At
     Raises:
         NotApplicable: one is longer than the model reads.
     """
-    outputs = [""] * len(prompts)
-    for asked, places in voices(subject, [one.query for one in prompts]):
-        try:
-            found = asked.generate(
-                [prompts[place].query.messages for place in places],
-                prefill=[prompts[place].prefill for place in places],
-                max_new_tokens=goal.max_new_tokens,
-                batch_size=goal.batch_size,
-            )
-        except ContextTooLong as error:
-            raise NotApplicable(error.message) from error
-        for place, output in zip(places, found, strict=True):
-            outputs[place] = output
-    return outputs
+
+    def generate(about: Subject, some: Sequence[AttackPrompt]) -> list[str]:
+        return about.generate(
+            [one.query.messages for one in some],
+            prefill=[one.prefill for one in some],
+            max_new_tokens=goal.max_new_tokens,
+            batch_size=goal.batch_size,
+        )
+
+    try:
+        return by_concept(subject, prompts, generate)
+    except ContextTooLong as error:
+        raise NotApplicable(error.message) from error
+
+
+class AboutQuery(Protocol):
+    """Something that is asked or scored about a query."""
+
+    @property
+    def query(self) -> Query: ...
+
+
+def by_concept(
+    subject: Subject, items: Sequence[Item], call: Callable[[Subject, Sequence[Item]], Sequence[Found]]
+) -> list[Found]:
+    """What a call makes of each item, when the subject is asked about each query's own concept."""
+    found: dict[int, Found] = {}
+    for about, places in voices(subject, [one.query for one in items]):
+        found |= zip(places, call(about, [items[place] for place in places]), strict=True)
+    return [found[place] for place in range(len(items))]
 
 
 def judge(prompts: Sequence[AttackPrompt], outputs: Sequence[str], goal: AttackGoal) -> list[Instance]:
@@ -416,6 +436,7 @@ def judge(prompts: Sequence[AttackPrompt], outputs: Sequence[str], goal: AttackG
     rows: dict[tuple[str, str], list[AttackAnswer]] = {}
     for one, output in zip(prompts, outputs, strict=True):
         choices = one.query.choices or ()
+        # Where options are letters, "A cat" must not count as the letter A, as it would as a value.
         letters = bool(choices) and all(len(choice) == 1 and choice.isupper() for choice in choices)
         right = (names_letter if letters else given_away)(output, one.query)
         answer = AttackAnswer(one.fact, conversation_text(one.query.messages), one.prefill, output, right)

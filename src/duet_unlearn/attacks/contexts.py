@@ -240,6 +240,7 @@ class NeighbourHops(PromptAttack):
                     for name, template in texts.items():
                         text = filled(template, near=question_of(near), answer=near.answer or "", question=question)
                         prompts.append(AttackPrompt(name, number, reworded(query, text), family=family))
+            # Each fact begins behind itself in the list: not the same two questions stand beside every target.
             start = (number + 1) % len(goal.target_facts)
             others = [one for one in (*goal.target_facts[start:], *goal.target_facts[:start])[:NEAR] if one != query]
             others = _other_kind(choices, [one for one in others if not shows(question_of(one), query)])
@@ -349,6 +350,7 @@ def _forms_of(query: Query, goal: AttackGoal, number: int) -> dict[str, Query]:
     found["choice"] = chat(
         replace(query, choices=tuple(options)), "choice", question=question, options=", ".join(options)
     )
+    # The letter is drawn by itself: a place in the shuffled options would be the same draw as in ``choice``.
     position = draw.randrange(len(some) + 1)
     options = [*some[:position], value, *some[position:]]
     listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))

@@ -262,7 +262,7 @@ def train_at_rates(
             for parameter, value in zip((p for p in own.parameters() if p.requires_grad), start, strict=True):
                 parameter.copy_(value)
                 parameter.grad = None  # a rate that diverged leaves its last
-        own.eval()
+        own.eval()  # an attack asks the model between steps, and dropout would answer
         if 0 in steps:
             yield ModelInTraining(rate, 0, own)
         source, _ = epochs_source(examples, batch_size=batch_size, epochs=-(-last // per_epoch), seed=seed)

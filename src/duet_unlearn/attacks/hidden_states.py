@@ -32,8 +32,9 @@ from duet_unlearn.data.prompts import answer_ids, render
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.question_sets import fact
 from duet_unlearn.evals.subject import ModelSubject, Subject
-from duet_unlearn.models.blocks import blocks_of, head_at, logits_at
+from duet_unlearn.models.blocks import blocks_of, head_at
 from duet_unlearn.teacher.decoding import evaluating, pad_id
+from duet_unlearn.teacher.shared import next_logits
 from duet_unlearn.tensors import batches, pad, position_ids
 
 if TYPE_CHECKING:
@@ -223,6 +224,7 @@ def probe_values(
     fitted on, each left out. The states of `fitted` stand first in `hidden_ND`, those of `targets` behind them."""
     from sklearn.linear_model import Ridge
 
+    # In fp64: with fewer questions than dimensions, fp32 loses the small penalties in the Gram matrix.
     states_MD, rows_ND = hidden_ND.double().split([len(fitted), len(targets)])
     vectors_ME = head_VE[[one.tokens[one.value] for one in fitted]].double().cpu()
     mean_E, groups = vectors_ME.mean(0), [one.about for one in fitted]
@@ -393,9 +395,8 @@ def logits_behind(subject: ModelSubject, rows: Sequence[Sequence[int]], batch_si
     """(N, V) logits of what follows each row, in fp32 on the CPU."""
     found = [torch.zeros(0)] * len(rows)
     with evaluating(subject.model):
-        for indices, ids_BT, mask_BT in _padded(subject, rows, batch_size):
-            rows_B = torch.arange(len(indices), device=ids_BT.device)
-            logits_BV = logits_at(subject.model, ids_BT, mask_BT, rows_B, mask_BT.sum(-1) - 1)
+        padding = pad_id(subject.tokenizer)
+        for indices, logits_BV in next_logits(subject.model, rows, filler=padding, batch_size=batch_size):
             for index, logits_V in zip(indices, logits_BV.float().cpu(), strict=True):
                 found[index] = logits_V
     return torch.stack(found)
@@ -406,7 +407,9 @@ def last_hidden(subject: ModelSubject, rows: Sequence[Sequence[int]], batch_size
     model, found = subject.model, [torch.zeros(0)] * len(rows)
     nothing = torch.zeros(0, dtype=torch.long)
     with evaluating(model), outputs_of(model) as outputs, head_at(model, nothing, nothing):
-        for indices, ids_BT, mask_BT in _padded(subject, rows, batch_size):
+        for indices in batches([len(row) for row in rows], batch_size=batch_size):
+            padded = pad([rows[i] for i in indices], pad_id(subject.tokenizer), side="right")
+            ids_BT, mask_BT = padded.ids_BT.to(model.device), padded.mask_BT.to(model.device)
             outputs.clear()
             model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=position_ids(mask_BT), use_cache=False)
             rows_B = torch.arange(len(indices), device=ids_BT.device)
@@ -428,11 +431,3 @@ def outputs_of(model: nn.Module) -> Iterator[list[Tensor]]:
         for block in blocks_of(model):
             hooks.callback(block.register_forward_hook(keep).remove)
         yield seen
-
-
-def _padded(
-    subject: ModelSubject, rows: Sequence[Sequence[int]], batch_size: int
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    for indices in batches([len(row) for row in rows], batch_size=batch_size):
-        ids_BT, mask_BT = pad([rows[i] for i in indices], pad_id(subject.tokenizer), side="right")
-        yield indices, ids_BT.to(subject.model.device), mask_BT.to(subject.model.device)

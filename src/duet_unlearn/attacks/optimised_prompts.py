@@ -92,6 +92,7 @@ class Gcg(Attack):
         attacked = open_to_gradients(subject)
         if not goal.auxiliary_facts:
             raise NotApplicable("the attacker knows no other answer to optimise for")
+        # A suffix with the answer's own tokens in it would show the fact instead of bringing it back.
         values = {text for q in goal.target_facts for text in (q.value, wanted_of(q), *(q.choices or ())) if text}
         usable = usable_ids(attacked.tokenizer, without=sorted(values))
         slots = [slot_of(attacked.tokenizer, query, usable, length=self.answer) for query in goal.auxiliary_facts]
@@ -144,6 +145,7 @@ class SuffixSearch:
     def better(self, ids: tuple[int, ...], draw: random.Random) -> Suffix:
         """The best of a suffix and many that differ from it by one token."""
         slots = self.draw_slots(draw)
+        # The suffix itself is among the tried: its loss on the step's own questions is not the last step's.
         return self.best([ids, *self.swaps(ids, slots, draw)], slots)
 
     def draw_slots(self, draw: random.Random) -> list[Slot]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
@@ -154,6 +154,7 @@ def difference(score: Score, chance: Score, *, families: int = 1) -> Score:
     `families` comparisons of which this is the largest widen both scores' intervals to ``1 - 0.05 / families``.
     """
     wider = NormalDist().inv_cdf(1 - 0.025 / families) / Z_95 if families > 1 else 1.0
+    # An oracle that was not measured leaves the score as it is, and its interval too.
     if math.isnan(chance.value):
         chance = Score(0.0, 0, 0.0, 0.0)
     down, up = wider * (score.value - score.low), wider * (score.high - score.value)
@@ -175,6 +176,7 @@ def _share_right(right: Sequence[bool | None]) -> Score:
 
 # How results are stored ----------------------------------------------------------------------------------------------
 
+STORED_AS_THEY_ARE = ("attack", "subject", "status", "reason", "metric")
 MARKS = {True: "1", False: "0", None: "-"}
 
 
@@ -191,20 +193,12 @@ def to_json(result: AttackResult, *, facts: Sequence[str] = ()) -> dict[str, Any
         numbers = {name: round(number, 6) for name, number in one.numbers.items() if math.isfinite(number)}
         rows.append(row | ({"numbers": numbers} if numbers else {}))
     return {
-        "attack": result.attack,
-        "subject": result.subject,
-        "status": result.status,
-        "reason": result.reason,
-        "metric": result.metric,
+        **{name: getattr(result, name) for name in STORED_AS_THEY_ARE},
         "facts": list(facts),
         "instances": rows,
         "strongest": strongest.name if strongest else None,
         "transcript": [one._asdict() for one in strongest.answers] if strongest else [],
-        "cost": {
-            "tokens": result.cost.tokens,
-            "seconds": round(result.cost.seconds, 3),
-            "peak_memory": result.cost.peak_memory,
-        },
+        "cost": asdict(replace(result.cost, seconds=round(result.cost.seconds, 3))),
     }
 
 
@@ -223,12 +217,5 @@ def from_json(stored: Mapping[str, Any]) -> AttackResult:
         )
         for row in stored["instances"]
     ]
-    return AttackResult(
-        attack=stored["attack"],
-        subject=stored["subject"],
-        status=stored["status"],
-        reason=stored["reason"],
-        metric=stored["metric"],
-        instances=tuple(instances),
-        cost=Cost(**stored["cost"]),
-    )
+    plain = {name: stored[name] for name in STORED_AS_THEY_ARE}
+    return AttackResult(**plain, instances=tuple(instances), cost=Cost(**stored["cost"]))

@@ -11,7 +11,7 @@ import logging
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,10 +19,12 @@ from typing import Any, Literal, get_args
 from duet_unlearn.answers import value_match
 from duet_unlearn.attacks.attack_base import AttackGoal, AttackPrompt, PromptAttack, ask
 from duet_unlearn.attacks.result import Instance, NotApplicable, OnProgress, no_progress
+from duet_unlearn.config.reading import SettingsLayer, validated
+from duet_unlearn.config.sections import named
 from duet_unlearn.data.files import json_lines, read_text
 from duet_unlearn.data.prompts import behind
 from duet_unlearn.data.query import Query
-from duet_unlearn.errors import UserError, nearest
+from duet_unlearn.errors import UserError
 from duet_unlearn.evals.question_sets import wanted_of
 from duet_unlearn.evals.subject import Subject
 
@@ -183,7 +185,6 @@ class Worded(PromptAttack):
 WordingTurn = Literal["user", "system", "before"]
 """``user``: the text stands around the question. ``system``: it is the system turn, the question follows.
 ``before``: it is a turn of its own, which the model is made to have agreed to; the question follows."""
-REQUIRED, OPTIONAL = ("id", "family", "text"), ("turn", "language")
 SHAPE = 'a line is {"id": "mine-1", "family": "mine", "text": "Please tell me: {question}"}; "turn" is optional'
 
 
@@ -199,6 +200,18 @@ class Wording:
     turn: WordingTurn = "user"
     language: str = ""
     """Of the text, where it is not English."""
+
+    def __post_init__(self) -> None:
+        places = set(PLACE.findall(self.text))
+        named(self, "id", "family", "text")
+        if unknown := sorted(places - {"question", "concept"}):
+            raise ValueError(
+                f"text has {{{unknown[0]}}}, which nothing stands for; {{question}} and {{concept}} it may have"
+            )
+        if self.turn == "user" and "question" not in places:
+            raise ValueError("text has no {question}; put it where the question is to stand")
+        if self.turn != "user" and "question" in places:
+            raise ValueError('text has {question}, but is a turn before it; leave it out, or set "turn" to "user"')
 
 
 def worded(query: Query, wording: Wording, concept: str) -> Query:
@@ -240,37 +253,16 @@ def read_wordings(path: Path | str) -> list[Wording]:
     """
     found: dict[str, Wording] = {}
     for line, row in json_lines(Path(path), read_text(Path(path)), SHAPE):
-        wording = _wording(row, f"{path}:{line}")
+        place = f"{path}:{line}"
+        if not isinstance(row, dict):
+            raise UserError(f"{place}: is no JSON object", SHAPE)
+        keys = {*row, *(one.name for one in fields(Wording))}
+        layer = SettingsLayer(row, {(key,): place for key in keys})
+        wording = validated(Wording, layer, Path(path), missing=SHAPE)
         if wording.id in found:
-            raise UserError(f"{path}:{line}: id {wording.id!r} is given twice", "make ids unique")
+            raise UserError(f"{place}: id {wording.id!r} is given twice", "make ids unique")
         found[wording.id] = wording
     return list(found.values())
-
-
-def _wording(row: Any, place: str) -> Wording:
-    """A line of a file, checked: its keys, their types, its turn, and the places in its text."""
-    if not isinstance(row, dict):
-        raise UserError(f"{place}: is no JSON object", SHAPE)
-    for key in row:
-        if key not in REQUIRED + OPTIONAL:
-            close = nearest(key, REQUIRED + OPTIONAL)
-            raise UserError(f"{place}: unknown key {key!r}", f"did you mean {close}?" if close else SHAPE)
-    for key in REQUIRED:
-        if not row.get(key):
-            raise UserError(f"{place}: has no {key}", SHAPE)
-    if wrong := [key for key, value in row.items() if not isinstance(value, str)]:
-        raise UserError(f"{place}: {wrong[0]} is no text", SHAPE)
-    wording = Wording(**row)
-    places = set(PLACE.findall(wording.text))
-    if wording.turn not in get_args(WordingTurn):
-        raise UserError(f"{place}: unknown turn {wording.turn!r}", f"it is one of {', '.join(get_args(WordingTurn))}")
-    if unknown := sorted(places - {"question", "concept"}):
-        raise UserError(f"{place}: nothing stands for {{{unknown[0]}}}", "a text may have {question} and {concept}")
-    if wording.turn == "user" and "question" not in places:
-        raise UserError(f"{place}: the text has no {{question}}", "put {question} where the question is to stand")
-    if wording.turn != "user" and "question" in places:
-        raise UserError(f"{place}: {{question}} stands in a turn before it", 'leave it out, or set "turn" to "user"')
-    return wording
 
 
 # Other spellings -----------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from duet_unlearn.attacks.attack_base import (
     PromptAttack,
     ask,
     ask_plainly,
+    by_concept,
     conversation_text,
 )
 from duet_unlearn.attacks.result import AttackAnswer, Instance, NotApplicable, OnProgress, instance, no_progress
@@ -36,7 +37,7 @@ from duet_unlearn.evals.likelihood import (
     min_k_plus_plus,
     zlib_ratio,
 )
-from duet_unlearn.evals.question_sets import voices, wanted_of
+from duet_unlearn.evals.question_sets import wanted_of
 from duet_unlearn.evals.subject import Subject, TokenScores
 from duet_unlearn.stats import bootstrap_mean
 from duet_unlearn.teacher.decoding import Decoding
@@ -190,6 +191,7 @@ class BanRefusals(Attack):
             if not new:
                 break
             banned |= new
+            # All words banned so far, not only the new ones: a model falls back on its first refusal otherwise.
             how = Decoding(banned=tuple(sorted(banned)), banned_for=self.positions)
             latest = ask_plainly(subject.decoded(how), goal, f"round {number}")
             found.append(replace(latest, numbers={"banned": float(len(banned))}))
@@ -210,11 +212,11 @@ class ScoredAnswer(NamedTuple):
 
 def answer_logps(subject: Subject, answers: Sequence[ScoredAnswer], goal: AttackGoal) -> list[float]:
     """Each answer's summed log-probability, asked about each query's own concept."""
-    found: dict[int, float] = {}
-    for asked, places in voices(subject, [one.query for one in answers]):
-        messages, texts = [answers[p].query.messages for p in places], [answers[p].text for p in places]
-        found |= zip(places, asked.logps(messages, texts, batch_size=goal.batch_size), strict=True)
-    return [found[place] for place in range(len(answers))]
+
+    def logps(about: Subject, some: Sequence[ScoredAnswer]) -> list[float]:
+        return about.logps([one.query.messages for one in some], [one.text for one in some], batch_size=goal.batch_size)
+
+    return by_concept(subject, answers, logps)
 
 
 def candidates(query: Query) -> dict[str, str]:
@@ -253,7 +255,7 @@ class Logits(Attack):
 
     def num_tokens(self, goal: AttackGoal) -> int:
         choices = sum(len(query.choices or ()) for query in goal.target_facts)
-        # A question is read once for all its answers.
+        # A question is read once for all its answers, so an answer costs a quarter.
         return choices * (2 + self.response_prefixes) * QUESTION_TOKENS // 4
 
     def run(self, subject: Subject, goal: AttackGoal, on_progress: OnProgress = no_progress) -> list[Instance]:
@@ -353,14 +355,16 @@ class Membership(Attack):
                 others += [ScoredAnswer(query, text) for text in drawn]
         if not members:
             raise NotApplicable("no fact has another answer of the same form, so there are no non-members")
+
+        def token_scores(about: Subject, some: Sequence[ScoredAnswer]) -> list[TokenScores]:
+            messages, texts = [one.query.messages for one in some], [one.text for one in some]
+            return about.token_scores(messages, texts, batch_size=goal.batch_size)
+
         answers = [*members, *others]
-        scores: dict[int, TokenScores] = {}
-        for asked, places in voices(subject, [one.query for one in answers]):
-            messages, texts = [answers[p].query.messages for p in places], [answers[p].text for p in places]
-            scores |= zip(places, asked.token_scores(messages, texts, batch_size=goal.batch_size), strict=True)
+        scores = by_concept(subject, answers, token_scores)
         found = []
         for name, score in MEMBERSHIP_SCORES.items():
-            values = [score(scores[place], one.text) for place, one in enumerate(answers)]
+            values = [score(scored, one.text) for scored, one in zip(scores, answers, strict=True)]
             mine, theirs = values[: len(members)], values[len(members) :]
             numbers = {"members": fmean(mine), "non_members": fmean(theirs)}
             found.append(Instance(name, auc_score(mine, theirs), numbers=numbers))
@@ -398,6 +402,7 @@ class Exposure(Attack):
         for query, found in ranked:
             taken = {value: next(logps) for value in found}
             own = taken[str(query.value)]
+            # To a model that always refuses all candidates are equal, and a rank in their order would be luck.
             ahead, equal = sum(x > own for x in taken.values()), sum(x == own for x in taken.values())
             bits.append(mean_exposure(ahead, equal, len(taken)))
             firsts.append(ahead == 0 and equal == 1)
