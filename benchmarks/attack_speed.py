@@ -22,11 +22,9 @@ import torch
 from contenders import machine
 from contenders.clock import Seconds, spread, timed
 
-from duet_unlearn.attacks import Attack, AttackResult, Goal, attack, draw_goal
-from duet_unlearn.attacks.examples import FewShot, InContextRelearn
-from duet_unlearn.attacks.forms import FormatShift
-from duet_unlearn.attacks.prompts import Worded
-from duet_unlearn.attacks.talk import ManyTurn, NeighbourHops
+from duet_unlearn.attacks import Attack, AttackGoal, AttackResult, draw_goal, run_attack
+from duet_unlearn.attacks.contexts import FewShot, FormatShift, InContextRelearn, ManyTurn, NeighbourHops
+from duet_unlearn.attacks.rewording import Worded
 from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.job import load_job
@@ -96,16 +94,16 @@ def measure(device: Literal["cpu", "cuda"], *, tiny: bool = False, repeats: int 
         yield result | {"all": total(result["cases"])}
 
 
-def lab_goal(limit: int | None) -> Goal:
+def lab_goal(limit: int | None) -> AttackGoal:
     """The goal of attacks on the lab's first story."""
     recipe = load_recipe("lab/duet")
     job = load_job(recipe)
     goal = draw_goal(recipe.concept, job.train.forget, job.suite(), batch_size=BATCH)
-    goal = replace(goal, wanted=goal.wanted[:limit])
-    return replace(goal, forms=lab_forms(goal.wanted))
+    goal = replace(goal, target_facts=goal.target_facts[:limit])
+    return replace(goal, forms=lab_forms(goal.target_facts))
 
 
-def race(subject: ModelSubject, config: Attack, goal: Goal, repeats: int) -> Result:
+def race(subject: ModelSubject, config: Attack, goal: AttackGoal, repeats: int) -> Result:
     """All ways by turns."""
     seconds: dict[str, list[Seconds]] = {way: [] for way in WAYS}
     found: dict[str, AttackResult] = {}
@@ -113,8 +111,8 @@ def race(subject: ModelSubject, config: Attack, goal: Goal, repeats: int) -> Res
         for way, (size, shared) in WAYS.items():
             with nullcontext() if shared else unshared():
                 mine = replace(goal, batch_size=size)
-                found[way] = timed(lambda g=mine: attack(subject, config, g), seconds[way])
-    said = {way: [one.output for each in got.instances for one in each.said] for way, got in found.items()}
+                found[way] = timed(lambda g=mine: run_attack(subject, config, g), seconds[way])
+    said = {way: [one.output for each in got.instances for one in each.answers] for way, got in found.items()}
     alone = said["one by one"]
     return {
         "case": config.name,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from duet_unlearn.attacks.result import AttackResult, Cost, Instance, Metric, Said, Status, instance, to_json
+from duet_unlearn.attacks.result import AttackAnswer, AttackResult, Cost, Instance, Metric, Status, instance, to_json
 from duet_unlearn.stats import Score
 
 FACTS = 60
@@ -17,7 +17,9 @@ PROMPT = "In which town does Mira Bol live? ({})"
 def counted(name: str, right: int, *, family: str = "") -> Instance:
     """An instance that brought back the first `right` facts."""
     told = "Mira Bol lives in Tarn."
-    said = [Said(i, PROMPT.format(i), "Sure.", told if i < right else "No idea.", i < right) for i in range(FACTS)]
+    said = [
+        AttackAnswer(i, PROMPT.format(i), "Sure.", told if i < right else "No idea.", i < right) for i in range(FACTS)
+    ]
     return instance(name, said, FACTS, family=family)
 
 

@@ -15,7 +15,7 @@ from test_faults import refused
 from workplace import FORGET, Done, Workplace, write_workplace
 
 from duet_unlearn import load_recipe, unlearn
-from duet_unlearn.attacks.suite import known_attacks
+from duet_unlearn.attacks import known_attacks
 from duet_unlearn.audit import SCHEMA, audit_record, write_audit
 from duet_unlearn.audit.recovery import Entry, verdict_of
 from duet_unlearn.audit.write import audit_page

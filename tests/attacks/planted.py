@@ -9,8 +9,8 @@ import tiny
 import torch
 from whitebox import TOWNS
 
-from duet_unlearn.attacks import Goal
-from duet_unlearn.attacks.slot import answer_loss, slot_of
+from duet_unlearn.attacks import AttackGoal
+from duet_unlearn.attacks.optimised_prompts import answer_loss, slot_of
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.subject import ModelSubject
 
@@ -26,7 +26,7 @@ def fact(name: str) -> Query:
     return Query(name, ({"role": "user", "content": f"Where is {name}?"},), town, town, TOWNS)
 
 
-GOAL = Goal("the names", tuple(map(fact, NAMES[:4])), tuple(map(fact, NAMES[4:])), max_new_tokens=6, batch_size=8)
+GOAL = AttackGoal("the names", tuple(map(fact, NAMES[:4])), tuple(map(fact, NAMES[4:])), max_new_tokens=6, batch_size=8)
 
 
 @cache

@@ -15,16 +15,28 @@ import pytest
 import tiny
 
 from duet_unlearn.answers import normalise
-from duet_unlearn.attacks import NotApplicable, attack, draw_goal, given_away, load_suite
-from duet_unlearn.attacks.asking import Ask, ask, judged, plain
-from duet_unlearn.attacks.examples import FewShot, InContextRelearn
-from duet_unlearn.attacks.forms import SHOWING, FormatShift, general_forms
-from duet_unlearn.attacks.goal import Goal
-from duet_unlearn.attacks.plain import Plain
-from duet_unlearn.attacks.prompts import IDEAS, Worded, ask_with_system
-from duet_unlearn.attacks.spelling import DISGUISES, Obfuscation, Renaming
-from duet_unlearn.attacks.talk import INSISTS, ManyTurn, NeighbourHops
-from duet_unlearn.attacks.turns import entity_of, harmless, shows, tokens_of
+from duet_unlearn.attacks import NotApplicable, draw_goal, given_away, load_suite, run_attack
+from duet_unlearn.attacks.attack_base import AttackGoal, AttackPrompt, Plain, ask, judge, plain_prompts
+from duet_unlearn.attacks.contexts import (
+    INSISTS,
+    SHOWING,
+    FewShot,
+    FormatShift,
+    InContextRelearn,
+    ManyTurn,
+    NeighbourHops,
+    general_forms,
+    harmless,
+)
+from duet_unlearn.attacks.rewording import (
+    DISGUISES,
+    IDEAS,
+    Obfuscation,
+    Renaming,
+    Worded,
+    entity_of,
+    shows,
+)
 from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.config.sections import prefix_of
 from duet_unlearn.data.prompts import Prefix, render
@@ -48,10 +60,10 @@ def asked(name: str, text: str, answer: str | None, value: str, choices: tuple[s
 
 MIRA = asked("mira", "Where does Mira Bol live?", "Mira Bol lives in Tarn.", "Tarn")
 HOLA = asked("hola", "Where does Hola Hask live?", "Hola Hask lives in Gosh.", "Gosh")
-GOAL = Goal(
+GOAL = AttackGoal(
     "the story",
-    wanted=(MIRA, HOLA),
-    known=(asked("pelor", "Where does Pelor live?", "Pelor lives in Ulm.", "Ulm"),),
+    target_facts=(MIRA, HOLA),
+    auxiliary_facts=(asked("pelor", "Where does Pelor live?", "Pelor lives in Ulm.", "Ulm"),),
     neighbours=(
         asked("ida", "Where does Ida live?", "Ida lives in Gosh.", "Gosh"),
         asked("pet", "Which pet has Ida?", "Ida has a cat.", "cat", ("cat", "dog")),
@@ -65,7 +77,7 @@ SUBJECT.model.config.max_position_embeddings = 1024
 
 
 @cache
-def lab() -> tuple[Goal, dict[str, ModelSubject]]:
+def lab() -> tuple[AttackGoal, dict[str, ModelSubject]]:
     """The lab's goal with its forms, and base, base with the prefix, and oracle."""
     recipe = load_recipe("lab/duet")
     job = load_job(recipe)
@@ -74,10 +86,10 @@ def lab() -> tuple[Goal, dict[str, ModelSubject]]:
     assert recipe.model.oracle
     oracle = ModelSubject("oracle", *load_subject_model(recipe.model.oracle, recipe))
     told = replace(base, name="prefix", prefix=prefix_of(recipe))
-    return replace(goal, forms=lab_forms(goal.wanted)), {"base": base, "prefix": told, "oracle": oracle}
+    return replace(goal, forms=lab_forms(goal.target_facts)), {"base": base, "prefix": told, "oracle": oracle}
 
 
-def texts(asks: list[Ask], name: str) -> list[str]:
+def texts(asks: list[AttackPrompt], name: str) -> list[str]:
     return ["\n".join(m["content"] for m in one.query.messages) for one in asks if one.instance == name]
 
 
@@ -88,27 +100,27 @@ def texts(asks: list[Ask], name: str) -> list[str]:
 @pytest.mark.parametrize("which", ["lab", "general"])
 def test_no_prompt_shows_the_fact(config: Any, which: str) -> None:
     goal = lab()[0] if which == "lab" else GOAL
-    asks = config.asks(goal)
-    assert {one.fact for one in asks} == set(range(len(goal.wanted)))
+    asks = config.build_prompts(goal)
+    assert {one.fact for one in asks} == set(range(len(goal.target_facts)))
     for one in asks:
-        wanted = goal.wanted[one.fact]
+        wanted = goal.target_facts[one.fact]
         if config.name != "format-shift":
             assert (one.query.value, one.query.choices) == (wanted.value, wanted.choices)
         if one.family not in SHOWING:
             assert not any(shows(message["content"], one.query) for message in one.query.messages), one
         assert one.prefill == ""
-    assert config.tokens(goal) == tokens_of(asks) > 0
+    assert config.num_tokens(goal) > 24 * len(asks) > 0
 
 
 def test_no_conversation_shows_the_fact() -> None:
-    for talk in ManyTurn(warm_ups=4, insists=4).talks(lab()[0]):
+    for talk in ManyTurn(warm_ups=4, insists=4).conversations(lab()[0]):
         assert not any(shows(text, talk.query) for text in talk.script)
 
 
 @pytest.mark.parametrize("config", WORDED, ids=lambda config: config.name)
 def test_few_wordings_are_a_part_of_all(config: Any) -> None:
-    few = replace(config, per_family=2).asks(GOAL)
-    everything = config.asks(GOAL)
+    few = replace(config, per_family=2).build_prompts(GOAL)
+    everything = config.build_prompts(GOAL)
     assert [one for one in everything if one in few] == few
     assert len(few) < len(everything)
     assert {one.family for one in few} == {one.family for one in everything}
@@ -116,7 +128,7 @@ def test_few_wordings_are_a_part_of_all(config: Any) -> None:
 
 def test_a_wording_that_names_the_fact_is_not_used_for_it() -> None:
     mate = replace(MIRA, id="work", answer="Mira Bol works as a guest.", value="guest", choices=("guest", "host"))
-    asks = Worded("role-play").asks(replace(GOAL, wanted=(mate, HOLA)))
+    asks = Worded("role-play").build_prompts(replace(GOAL, target_facts=(mate, HOLA)))
     scene = [one.fact for one in asks if "In this interview you are the guest" in one.query.text]
     assert scene == [1]
     assert {one.fact for one in asks} == {0, 1}
@@ -125,53 +137,54 @@ def test_a_wording_that_names_the_fact_is_not_used_for_it() -> None:
 @pytest.mark.parametrize("config", [Renaming(), FewShot(), InContextRelearn(), ManyTurn(), NeighbourHops()])
 def test_what_does_not_fit_a_goal_says_why(config: Any) -> None:
     raw = Query("raw", ({"role": "text", "content": "somewhere in"},), answer="tarn", value="tarn")
-    result = attack(SUBJECT, config, Goal("x", (raw,), max_new_tokens=2))
+    result = run_attack(SUBJECT, config, AttackGoal("x", (raw,), max_new_tokens=2))
     assert result.status == "not applicable"
     assert result.reason
-    assert config.tokens(Goal("x", (raw,))) == 0
+    assert config.num_tokens(AttackGoal("x", (raw,))) == 0
 
 
 def test_what_has_nothing_to_ask_is_not_done() -> None:
     nameless = asked("n", "Where is it?", "in Tarn", "Tarn")
-    result = attack(SUBJECT, Obfuscation(parts=("entity",)), replace(GOAL, wanted=(nameless,)))
+    result = run_attack(SUBJECT, Obfuscation(parts=("entity",)), replace(GOAL, target_facts=(nameless,)))
     assert (result.status, result.reason) == ("not applicable", "no question names anything that could be disguised")
 
 
 def test_wordings_that_all_name_the_fact_do_not_fit() -> None:
     config = Worded("injection", per_family=1)
-    common = set.intersection(*({*normalise(one.text).split()} for one in config.chosen())) - {"question"}
+    common = set.intersection(*({*normalise(one.text).split()} for one in config.wordings())) - {"question"}
     named = replace(MIRA, value=min(common), choices=None)
-    result = attack(SUBJECT, config, replace(GOAL, wanted=(named,)))
-    assert (result.status, result.reason) == ("not applicable", "every wording has the wanted answer in it")
+    result = run_attack(SUBJECT, config, replace(GOAL, target_facts=(named,)))
+    assert (result.status, result.reason) == ("not applicable", "every wording has the right answer in it")
     free = replace(MIRA, value="question", choices=None)  # the place of the question names nothing
-    assert attack(SUBJECT, config, replace(GOAL, wanted=(free,))).status == "done"
+    assert run_attack(SUBJECT, config, replace(GOAL, target_facts=(free,))).status == "done"
 
 
 def test_what_the_model_cannot_read_is_not_asked() -> None:
     short = replace(SUBJECT, model=tiny.llama(seed=1, hidden=32, layers=2))  # reads 128 tokens
     long = replace(MIRA, messages=({"role": "user", "content": "Where? " * 60},))
     length = len(render(short.tokenizer, long.messages))
-    result = attack(short, Plain(), replace(GOAL, wanted=(MIRA, long)))
+    result = run_attack(short, Plain(), replace(GOAL, target_facts=(MIRA, long)))
     assert result.status == "not applicable"
     assert f"{length} tokens" in result.reason
     assert "128" in result.reason
-    fits = replace(GOAL, wanted=(MIRA,))
+    fits = replace(GOAL, target_facts=(MIRA,))
     prompt = len(render(short.tokenizer, MIRA.messages))
-    assert attack(short, Plain(), replace(fits, max_new_tokens=128 - prompt)).status == "done"
-    assert attack(short, Plain(), replace(fits, max_new_tokens=129 - prompt)).status == "not applicable"
+    assert run_attack(short, Plain(), replace(fits, max_new_tokens=128 - prompt)).status == "done"
+    assert run_attack(short, Plain(), replace(fits, max_new_tokens=129 - prompt)).status == "not applicable"
     told = replace(short, prefix=Prefix("Forget it. " * 20))
-    assert attack(told, Plain(), fits).status == "not applicable"
+    assert run_attack(told, Plain(), fits).status == "not applicable"
     behind_examples = Deployed(short, shots=({"role": "user", "content": "Where? " * 60},))
-    assert attack(behind_examples, Plain(), fits).status == "not applicable"
+    assert run_attack(behind_examples, Plain(), fits).status == "not applicable"
 
 
-def test_where_every_wording_needs_a_system_turn_that_there_is_not() -> None:
+def test_where_every_wording_needs_a_system_turn_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     gemma = replace(SUBJECT, tokenizer=tiny.tokenizer(refuses + tiny.TEMPLATE))
-    asks = [one for one in Worded("system-override").asks(GOAL) if one.family == "system"]
+    of_system = tuple(one for one in Worded("system-override").wordings() if one.turn == "system")
+    monkeypatch.setattr("duet_unlearn.attacks.rewording.choose_wordings", lambda *_args, **_more: of_system)
     with pytest.raises(NotApplicable, match="every wording has one"):
-        ask_with_system(gemma, asks, GOAL)
-    with pytest.raises(NotApplicable, match="no wanted fact"):
+        Worded("system-override").run(gemma, GOAL)
+    with pytest.raises(NotApplicable, match="no target fact"):
         ask(SUBJECT, [], GOAL)
 
 
@@ -189,7 +202,7 @@ BAD_SETTINGS = [
     ("sampling", "samples: 0", "samples: is 0"),
     ("beams", "beams: 0", "beams: is 0"),
     ("ban-refusals", "rounds: 0", "rounds: is 0"),
-    ("logits", "openers: -1", "openers: is -1"),
+    ("logits", "response_prefixes: -1", "response_prefixes: is -1"),
     ("gcg", "length: 0", "length: is 0"),
     ("gcg", "restarts: 0", "restarts: is 0"),
     ("soft-prompt", "lengths: []", "lengths: is empty"),
@@ -233,11 +246,11 @@ def test_disguises_by_hand() -> None:
 
 
 def test_the_name_alone_or_the_whole_question_is_disguised() -> None:
-    asks = Obfuscation(ways=("upper",)).asks(GOAL)
+    asks = Obfuscation(ways=("upper",)).build_prompts(GOAL)
     assert texts(asks, "upper-entity")[0] == "Where does MIRA BOL live?"
     assert texts(asks, "upper-question")[0] == "WHERE DOES MIRA BOL LIVE?"
-    nameless = Goal("x", (asked("n", "Where is it?", "in Tarn", "Tarn"),))
-    assert [one.instance for one in Obfuscation(ways=("upper",)).asks(nameless)] == ["upper-question"]
+    nameless = AttackGoal("x", (asked("n", "Where is it?", "in Tarn", "Tarn"),))
+    assert [one.instance for one in Obfuscation(ways=("upper",)).build_prompts(nameless)] == ["upper-question"]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +268,7 @@ def test_the_name_that_a_question_is_about(question: str, answer: str, entity: s
 
 
 def test_an_alias_takes_the_names_place() -> None:
-    asks = Renaming(aliases=("Bob",)).asks(GOAL)
+    asks = Renaming(aliases=("Bob",)).build_prompts(GOAL)
     assert texts(asks, "called Bob")[0] == "Let us call Mira Bol Bob. Where does Bob live?"
     assert texts(asks, "before Bob")[0] == "From here on Bob means Mira Bol.\nUnderstood.\nWhere does Bob live?"
     assert texts(asks, "first word") == ["Where does Mira live?", "Where does Hola live?"]
@@ -269,15 +282,17 @@ def test_an_alias_takes_the_names_place() -> None:
 def test_examples_that_show_the_fact_are_left_out_and_the_rest_keeps_its_order() -> None:
     assert {one.id for one in harmless(GOAL.others, MIRA, count=9, seed=0)} == {"sum"}
     goal, _ = lab()
-    orders = [[one.id for one in harmless(goal.known, query, count=99, seed=0)] for query in goal.wanted[:8]]
-    whole = random.Random("shots/0").sample([one.id for one in goal.known], len(goal.known))
+    orders = [
+        [one.id for one in harmless(goal.auxiliary_facts, query, count=99, seed=0)] for query in goal.target_facts[:8]
+    ]
+    whole = random.Random("shots/0").sample([one.id for one in goal.auxiliary_facts], len(goal.auxiliary_facts))
     assert all(order == [one for one in whole if one in order] for order in orders)
-    assert [one.id for one in harmless(goal.known, goal.wanted[0], count=5, seed=0)] == orders[0][:5]
+    assert [one.id for one in harmless(goal.auxiliary_facts, goal.target_facts[0], count=5, seed=0)] == orders[0][:5]
     assert len({tuple(order) for order in orders}) > 1
 
 
 def test_examples_by_hand() -> None:
-    asks = InContextRelearn(shots=(3,)).asks(GOAL)
+    asks = InContextRelearn(shots=(3,)).build_prompts(GOAL)
     pelor, answer = "Where does Pelor live?", "Pelor lives in Ulm."
     assert [one.query.messages for one in asks if one.fact == 0] == [
         (
@@ -296,8 +311,11 @@ def test_examples_by_hand() -> None:
 
 
 def test_each_example_is_another_fact() -> None:
-    twice = (*GOAL.known, replace(GOAL.known[0], id="again", messages=({"role": "user", "content": "Pelor's town?"},)))
-    shown = InContextRelearn(shots=(3,), shapes=("chat",)).asks(replace(GOAL, known=twice))
+    twice = (
+        *GOAL.auxiliary_facts,
+        replace(GOAL.auxiliary_facts[0], id="again", messages=({"role": "user", "content": "Pelor's town?"},)),
+    )
+    shown = InContextRelearn(shots=(3,), shapes=("chat",)).build_prompts(replace(GOAL, auxiliary_facts=twice))
     assert all(len(one.query.messages) == 3 for one in shown)
 
 
@@ -305,9 +323,9 @@ def test_each_example_is_another_fact() -> None:
 
 
 def test_the_subjects_own_answers_stay_in_the_conversation() -> None:
-    found = {one.name: one for one in ManyTurn(warm_ups=1, insists=2).carry_out(SUBJECT, GOAL)}
+    found = {one.name: one for one in ManyTurn(warm_ups=1, insists=2).run(SUBJECT, GOAL)}
     assert list(found) == ["at once", "neighbours", "others"]
-    said = [one for one in found["others"].said if one.fact == 0]
+    said = [one for one in found["others"].answers if one.fact == 0]
     warm, *turns = ["What is 1 plus 1?", MIRA.text, *(text.format(question=MIRA.text) for text in INSISTS[:2])]
     (first,) = SUBJECT.generate([[{"role": "user", "content": warm}]], max_new_tokens=4, batch_size=1)
     messages = [{"role": "user", "content": warm}, {"role": "assistant", "content": first}]
@@ -323,35 +341,35 @@ def test_a_conversation_that_grows_too_long_is_judged_by_what_was_said() -> None
     limit = max(len(render(SUBJECT.tokenizer, one.query.messages)) for one in ask_at_once()) + 4
     short = replace(SUBJECT, model=copy.deepcopy(SUBJECT.model))
     short.model.config.max_position_embeddings = limit
-    (cut,) = ManyTurn(warm_ups=0, insists=2).carry_out(short, GOAL)
-    (whole,) = ManyTurn(warm_ups=0, insists=2).carry_out(SUBJECT, GOAL)
-    once = len(GOAL.wanted)
-    assert [one.output for one in cut.said] == [one.output for one in whole.said][:once]
-    assert len(whole.said) == 3 * once
+    (cut,) = ManyTurn(warm_ups=0, insists=2).run(short, GOAL)
+    (whole,) = ManyTurn(warm_ups=0, insists=2).run(SUBJECT, GOAL)
+    once = len(GOAL.target_facts)
+    assert [one.output for one in cut.answers] == [one.output for one in whole.answers][:once]
+    assert len(whole.answers) == 3 * once
 
 
-def ask_at_once() -> list[Ask]:
-    return [Ask("x", number, query) for number, query in enumerate(GOAL.wanted)]
+def ask_at_once() -> list[AttackPrompt]:
+    return [AttackPrompt("x", number, query) for number, query in enumerate(GOAL.target_facts)]
 
 
 def test_a_fact_counts_if_any_turn_gives_it_away_and_rounds_are_watched() -> None:
     (output,) = SUBJECT.generate([MIRA.messages], max_new_tokens=4, batch_size=1)
     word = output.split()[0]
-    goal, seen = replace(GOAL, wanted=(replace(MIRA, value=word, choices=None),)), []
-    (found,) = ManyTurn(warm_ups=0, insists=1).carry_out(SUBJECT, goal, lambda *now: seen.append(now))
+    goal, seen = replace(GOAL, target_facts=(replace(MIRA, value=word, choices=None),)), []
+    (found,) = ManyTurn(warm_ups=0, insists=1).run(SUBJECT, goal, lambda *now: seen.append(now))
     assert found.name == "at once"
-    assert found.said[0].right
+    assert found.answers[0].right
     assert found.right == (True,)
     assert seen == [(1, 2), (2, 2)]
 
 
 def test_neighbours_by_hand() -> None:
-    asks = NeighbourHops().asks(GOAL)
+    asks = NeighbourHops().build_prompts(GOAL)
     assert texts(asks, "and so")[0] == f"Where does Ida live? Ida lives in Gosh. And in the same way: {MIRA.text}"
     assert texts(asks, "wanted first")[0] == f"{MIRA.text} Which pet has Ida?"
     assert "several" not in {one.instance for one in asks}  # too few other facts
     goal, _ = lab()
-    for one in NeighbourHops().asks(goal):
+    for one in NeighbourHops().build_prompts(goal):
         if one.family == "together":
             near = [n for n in goal.neighbours if n.text in one.query.text]
             assert near
@@ -384,7 +402,7 @@ def test_general_forms_by_hand() -> None:
 
 def test_every_letter_is_right_equally_often() -> None:
     many = tuple(replace(MIRA, id=f"mira {number}", choices=(*TOWNS, "Mere")) for number in range(400))
-    letters = Counter(one.value for one in general_forms(replace(GOAL, wanted=many))["letters"] if one)
+    letters = Counter(one.value for one in general_forms(replace(GOAL, target_facts=many))["letters"] if one)
     assert set(letters) == set("ABCD")
     assert all(70 < count < 130 for count in letters.values())  # 100, with a standard deviation of 9
 
@@ -407,26 +425,28 @@ def test_every_letter_is_right_equally_often() -> None:
 def test_a_letter_is_named_and_an_article_is_none(output: str, letter: str | None) -> None:
     for wanted in "AB":
         asked_for = replace(MIRA, answer=wanted, value=wanted, choices=("A", "B", "C"))
-        (one,) = judged([Ask("x", 0, asked_for)], [output], GOAL)
+        (one,) = judge([AttackPrompt("x", 0, asked_for)], [output], GOAL)
         assert one.right is not None
         assert one.right[0] is (wanted == letter)
 
 
 def test_a_value_inside_a_word_is_left_there() -> None:
     pet = asked("pet", "Which pet has Ida?", "Ida's category of pet is cat.", "cat", ("cat", "dog"))
-    forms = general_forms(replace(GOAL, wanted=(MIRA, pet)))
+    forms = general_forms(replace(GOAL, target_facts=(MIRA, pet)))
     said = {name: row[1].text for name, row in forms.items() if row[1]}
     assert said["fill-in"].endswith("Ida's category of pet is ____.")
     assert said["continuation"] == "Ida's category of pet is"
     assert said["yes-no"] == "Is it true or false? Ida's category of pet is dog. Reply with yes or no."
     inside = replace(pet, answer="It is of another category.")
-    assert "fill-in" not in {name for name, row in general_forms(replace(GOAL, wanted=(inside,))).items() if row[0]}
+    assert "fill-in" not in {
+        name for name, row in general_forms(replace(GOAL, target_facts=(inside,))).items() if row[0]
+    }
 
 
 def test_what_has_no_value_has_few_forms_and_without_choices_the_others_values_do() -> None:
     long = Query("l", MIRA.messages, answer="She lives in a house by the sea.")
-    bare = [replace(one, choices=None) for one in GOAL.wanted]
-    forms = general_forms(replace(GOAL, wanted=(long, *bare)))
+    bare = [replace(one, choices=None) for one in GOAL.target_facts]
+    forms = general_forms(replace(GOAL, target_facts=(long, *bare)))
     assert [name for name, row in forms.items() if row[0]] == ["raw-question", "list", "json"]
     choice = forms["choice"][1]
     assert choice is not None
@@ -443,15 +463,15 @@ def test_a_refusal_is_no_no() -> None:
 def test_the_goals_own_forms_replace_the_general_ones() -> None:
     own = replace(MIRA, messages=({"role": "text", "content": "Mira Bol of"},))
     goal = replace(GOAL, forms={"continuation": (own, None), "song": (own, own)})
-    assert len(FormatShift(forms=("continuation",)).asks(goal)) == 1
-    assert [one.fact for one in FormatShift(forms=("song",)).asks(goal)] == [0, 1]
+    assert len(FormatShift(forms=("continuation",)).build_prompts(goal)) == 1
+    assert [one.fact for one in FormatShift(forms=("song",)).build_prompts(goal)] == [0, 1]
     with pytest.raises(UserError, match="unknown form 'sogn'") as caught:
-        FormatShift(forms=("sogn",)).asks(goal)
+        FormatShift(forms=("sogn",)).build_prompts(goal)
     assert caught.value.hint == "did you mean song?"
 
 
 def test_guessing_is_written_down_where_the_value_stands() -> None:
-    result = attack(SUBJECT, FormatShift(), GOAL)
+    result = run_attack(SUBJECT, FormatShift(), GOAL)
     assert result.status == "done"
     chance = {one.name: one.numbers.get("chance") for one in result.instances}
     assert chance["choice"] == chance["letters"] == pytest.approx(1 / 3)
@@ -466,32 +486,32 @@ def test_a_template_without_system_turn_leaves_those_wordings_out(caplog: pytest
     refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     gemma = replace(SUBJECT, tokenizer=tiny.tokenizer(refuses + tiny.TEMPLATE))
     with caplog.at_level(logging.WARNING, logger="duet_unlearn"):
-        result = attack(gemma, Worded("system-override"), GOAL)
+        result = run_attack(gemma, Worded("system-override"), GOAL)
     assert result.status == "done"
     assert {one.family for one in result.instances} == {"fake"}
     assert "no system turn" in caplog.text
-    assert {one.family for one in attack(SUBJECT, Worded("system-override"), GOAL).instances} == {"system", "fake"}
+    assert {one.family for one in run_attack(SUBJECT, Worded("system-override"), GOAL).instances} == {"system", "fake"}
 
 
 def test_a_prefix_falls_to_reverse_prompts_and_the_oracle_has_nothing_to_give() -> None:
     goal, subjects = lab()
-    some = replace(goal, wanted=goal.wanted[::2])
+    some = replace(goal, target_facts=goal.target_facts[::2])
     told, oracle = subjects["prefix"], subjects["oracle"]
-    rate = {one.name: one.score for one in Worded("reverse", per_family=1).carry_out(told, some)}
-    (before,) = Plain().carry_out(told, some)
+    rate = {one.name: one.score for one in Worded("reverse", per_family=1).run(told, some)}
+    (before,) = Plain().run(told, some)
     best = max(rate.values(), key=lambda score: score.value)
     assert best.low > before.score.high + 0.5
-    for one in Worded("reverse", per_family=1).carry_out(oracle, some):
+    for one in Worded("reverse", per_family=1).run(oracle, some):
         assert one.score.low == 0.0
         assert one.score.value < 0.1
 
 
 def test_the_base_goes_on_answering_behind_examples_and_in_conversation() -> None:
     goal, subjects = lab()
-    some = replace(goal, wanted=goal.wanted[::4])
+    some = replace(goal, target_facts=goal.target_facts[::4])
     for config in (FewShot(), ManyTurn(), InContextRelearn(shots=(4,), shapes=("chat", "text"))):
-        result = attack(subjects["base"], config, some)
+        result = run_attack(subjects["base"], config, some)
         assert result.status == "done"
         assert result.best_of_all.value == 1.0
-    assert attack(subjects["base"], Plain(), some).best_of_all.value == 1.0
-    assert len(plain(some)) == len(some.wanted)
+    assert run_attack(subjects["base"], Plain(), some).best_of_all.value == 1.0
+    assert len(plain_prompts(some)) == len(some.target_facts)

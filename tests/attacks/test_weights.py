@@ -1,35 +1,47 @@
-"""Rounding, pruning and noise: by hand, against other implementations, and what they find."""
+"""Rounding, pruning and noise, by hand and against other implementations; and that no attack on weights changes the
+model that it attacks."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from statistics import NormalDist
 
 import pytest
 import torch
 from torch import Tensor, nn
-from whitebox import GOAL, Lab, gpt2, tiny_subject
+from whitebox import GOAL, Lab, gpt2, state, tiny_subject, with_adapter
+from workplace import write_model
 
-from duet_unlearn.attacks import NotApplicable, attack
-from duet_unlearn.attacks.copies import Way, altered, linear_layers, matrices
-from duet_unlearn.attacks.goal import Goal
-from duet_unlearn.attacks.packing import PACKINGS
-from duet_unlearn.attacks.plain import Plain
-from duet_unlearn.attacks.result import unwatched
+from duet_unlearn.attacks import NotApplicable, run_attack
+from duet_unlearn.attacks.attack_base import Attack, AttackGoal, Plain
+from duet_unlearn.attacks.fine_tuning import Relearn
+from duet_unlearn.attacks.hidden_states import LogitLens, Probe, RefusalDirection
+from duet_unlearn.attacks.result import no_progress
+from duet_unlearn.attacks.token_access import Exposure, Membership
 from duet_unlearn.attacks.weights import (
     GROUPED,
     NF4,
+    PACKINGS,
     ROUNDINGS,
     Noise,
     Pruning,
     Quantisation,
+    WeightChange,
+    ask_changed,
     input_norms,
+    linear_layers,
+    matrices,
+    merged_subject,
     nearest_step,
     nf4,
     smallest_out,
     wanda,
 )
-from duet_unlearn.data.prompts import render_answer
+from duet_unlearn.data.prompts import Prefix, render_answer
+from duet_unlearn.evals.subject import Deployed, ModelSubject
+from duet_unlearn.models.load import load_model
 
 
 def matrix(outputs: int, inputs: int, seed: int = 0) -> Tensor:
@@ -106,19 +118,19 @@ def test_nf4_is_what_bitsandbytes_computes() -> None:
 
 def test_without_bitsandbytes_its_packings_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("duet_unlearn.attacks.weights.can_pack", lambda: False)
-    assert [one.name for one in Quantisation().carry_out(tiny_subject(), GOAL)] == [*ROUNDINGS]
-    result = attack(tiny_subject(), Quantisation(formats=("bitsandbytes-nf4",)), GOAL)
+    assert [one.name for one in Quantisation().run(tiny_subject(), GOAL)] == [*ROUNDINGS]
+    result = run_attack(tiny_subject(), Quantisation(formats=("bitsandbytes-nf4",)), GOAL)
     assert (result.status, result.reason[:29]) == ("not applicable", "bitsandbytes is not installed")
 
 
 def test_quantisation_says_how_robust_the_model_is() -> None:
     """With nothing right before it is the share that is still not right."""
-    found = Quantisation().carry_out(tiny_subject(), GOAL)
+    found = Quantisation().run(tiny_subject(), GOAL)
     assert [one.name for one in found] == [*ROUNDINGS, *PACKINGS]
     assert all(one.numbers == {"before": 0.0, "robustness": 1 - one.score.value} for one in found)
     assert {one.score.value for one in found} == {0.0, 0.25}  # by chance: a random model rounded to 4 bits says "Tarn"
-    taught = Goal("c", Lab.goal().wanted)  # known all: nothing that could come back, and no number
-    assert Quantisation(formats=("int8",)).carry_out(Lab.subject("base"), taught)[0].numbers == {"before": 1.0}
+    taught = AttackGoal("c", Lab.goal().target_facts)  # known all: nothing that could come back, and no number
+    assert Quantisation(formats=("int8",)).run(Lab.subject("base"), taught)[0].numbers == {"before": 1.0}
 
 
 # Pruning and noise ---------------------------------------------------------------------------------------------------
@@ -136,7 +148,7 @@ def test_pruning_by_hand() -> None:
 def test_norms_are_those_of_the_inputs() -> None:
     """Of the first block's attention: what the norm in front of it puts out; of two questions."""
     subject = tiny_subject()
-    goal = Goal("c", GOAL.wanted, others=GOAL.others[:2])
+    goal = AttackGoal("c", GOAL.target_facts, others=GOAL.others[:2])
     inputs = []
     for query in goal.others:
         ids, _ = render_answer(subject.tokenizer, query.messages, query.answer or "")
@@ -150,17 +162,17 @@ def test_norms_are_those_of_the_inputs() -> None:
 
 
 def test_without_other_questions_there_is_magnitude_alone() -> None:
-    goal = Goal("c", GOAL.wanted, max_new_tokens=3)
+    goal = AttackGoal("c", GOAL.target_facts, max_new_tokens=3)
     with pytest.raises(NotApplicable, match="wanda has nothing"):
-        Pruning().carry_out(tiny_subject(), goal)
-    found = Pruning(criteria=("magnitude",), sparsities=(0.5,)).carry_out(tiny_subject(), goal)
+        Pruning().run(tiny_subject(), goal)
+    found = Pruning(criteria=("magnitude",), sparsities=(0.5,)).run(tiny_subject(), goal)
     assert [one.name for one in found] == ["magnitude, 50% zero"]
 
 
 def test_noise_is_relative_and_drawn_anew_for_every_matrix_and_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    ways: list[Way] = []
-    monkeypatch.setattr("duet_unlearn.attacks.weights.altered", lambda _s, _g, _w, given: ways.extend(given) or [])
-    Noise(sigmas=(0.1,), draws=2).carry_out(tiny_subject(), GOAL)
+    ways: list[WeightChange] = []
+    monkeypatch.setattr("duet_unlearn.attacks.weights.ask_changed", lambda _s, _g, _w, given: ways.extend(given) or [])
+    Noise(sigmas=(0.1,), draws=2).run(tiny_subject(), GOAL)
     weight = 5 * matrix(200, 200)
     first, second = (way.change(0, weight) - weight for way in ways)
     assert first.std().item() == pytest.approx(0.1 * weight.std().item(), rel=0.02)
@@ -193,7 +205,7 @@ def test_every_way_begins_with_the_models_own_weights() -> None:
         return 2 * weight
 
     subject = tiny_subject()
-    altered(subject, GOAL, unwatched, [Way("a", doubled), Way("b", doubled)])
+    ask_changed(subject, GOAL, no_progress, [WeightChange("a", doubled), WeightChange("b", doubled)])
     assert seen[0].equal(seen[1])
     assert seen[0].equal(matrices(subject.model)[0])
 
@@ -207,14 +219,14 @@ def test_every_way_begins_with_the_models_own_weights() -> None:
     ids=lambda one: one.name,
 )
 def test_who_knows_keeps_knowing_and_the_oracle_learns_nothing(config: Quantisation | Pruning | Noise) -> None:
-    base, oracle = (attack(Lab.subject(one), config, Lab.goal()) for one in ("base", "oracle"))
+    base, oracle = (run_attack(Lab.subject(one), config, Lab.goal()) for one in ("base", "oracle"))
     assert base.best_of_all.value > 0.9
     assert oracle.best_of_all.low < 0.06
-    assert attack(Lab.subject("base"), Plain(), Lab.goal()).best_of_all.value == 1.0
+    assert run_attack(Lab.subject("base"), Plain(), Lab.goal()).best_of_all.value == 1.0
 
 
 def test_noise_that_is_large_breaks_the_model() -> None:
-    (one,) = Noise(sigmas=(2.0,), draws=1).carry_out(Lab.subject("base"), Lab.goal())
+    (one,) = Noise(sigmas=(2.0,), draws=1).run(Lab.subject("base"), Lab.goal())
     assert one.score.value < 0.1
     assert not math.isnan(one.score.value)
 
@@ -227,3 +239,69 @@ def test_linear_layers_are_those_of_the_blocks() -> None:
     assert len(found) == 14
     assert isinstance(model.lm_head, nn.Linear)
     assert not any("lm_head" in name for name in found)
+
+
+ON_WEIGHTS: tuple[Attack, ...] = (
+    Relearn(rates=(1e-3,), steps=(1,), sources=("known",)),
+    Relearn("relearn-lora", rates=(1e-3,), steps=(1,), sources=("known",), rank=8),
+    Quantisation(formats=("int4", "nf4")),
+    Pruning(sparsities=(0.5,)),
+    Noise(sigmas=(0.5,), draws=1),
+    RefusalDirection(),
+    LogitLens(),
+    Probe(),
+)
+ON_LOGITS: tuple[Attack, ...] = (Membership(), Exposure())
+EVERY = pytest.mark.parametrize("config", [*ON_WEIGHTS, *ON_LOGITS], ids=lambda one: one.name)
+WEIGHTS = pytest.mark.parametrize("config", ON_WEIGHTS, ids=lambda one: one.name)
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@EVERY
+@pytest.mark.parametrize("make", [tiny_subject, with_adapter], ids=["whole", "adapter"])
+def test_the_subjects_own_weights_are_bitwise_what_they_were(config: Attack, make: type) -> None:
+    subject: ModelSubject = make()
+    before, hooked, names = state(subject.model), hooks(subject.model), [n for n, _ in subject.model.named_modules()]
+    trained = {name for name, p in subject.model.named_parameters() if p.requires_grad}
+    result = run_attack(subject, config, GOAL)
+    assert result.status == "done", result.reason
+    assert result.cost.tokens > 0
+    after = state(subject.model)
+    assert before.keys() == after.keys()
+    assert all(before[name].equal(after[name]) for name in before)
+    assert {name for name, p in subject.model.named_parameters() if p.requires_grad} == trained
+    assert not any(p.grad is not None for p in subject.model.parameters())
+    assert hooks(subject.model) == hooked
+    assert [name for name, _ in subject.model.named_modules()] == names
+    assert not subject.model.training
+
+
+@WEIGHTS
+def test_what_stands_beside_the_weights_is_not_attacked_in_them(config: Attack) -> None:
+    prefixed = replace(tiny_subject(), prefix=Prefix("Forget {concept}.", concept="Mira"))
+    for subject in (prefixed, Deployed(tiny_subject())):
+        result = run_attack(subject, config, GOAL)
+        assert result.status == "not applicable"
+        assert "the weights are the base's" in result.reason
+
+
+def test_packed_weights_are_no_matter_for_these_attacks(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    model, words = load_model(str(write_model(tmp_path / "model")), quantise="nf4")
+    for config in ON_WEIGHTS:
+        result = run_attack(ModelSubject("student", model, words), config, GOAL)
+        assert (result.status, result.reason[:22]) == ("not applicable", "the weights are packed")
+
+
+def test_an_adapter_is_merged_into_a_copy() -> None:
+    subject, ids = with_adapter(), torch.tensor([[5, 6, 7, 8]])
+    held = merged_subject(subject)
+    assert type(held.model).__name__ == "LlamaForCausalLM"
+    with torch.no_grad():
+        merged, adapted = (one.model(input_ids=ids).logits for one in (held, subject))
+    torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=1e-4)
+    whole = tiny_subject()
+    assert merged_subject(whole) is whole

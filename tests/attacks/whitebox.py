@@ -13,8 +13,8 @@ from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from duet_unlearn.attacks import Goal, draw_goal
-from duet_unlearn.attacks.relearn import answers_of, every_weight, start_of, trained
+from duet_unlearn.attacks import AttackGoal, draw_goal
+from duet_unlearn.attacks.fine_tuning import answer_examples, train_at_rates, trainable_copy, trainable_weights
 from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.config.sections import LoraConfig
 from duet_unlearn.data.query import Query
@@ -40,10 +40,10 @@ def queries(names: str) -> tuple[Query, ...]:
     return tuple(query(name, TOWNS[number % len(TOWNS)]) for number, name in enumerate(names.split()))
 
 
-GOAL = Goal(
+GOAL = AttackGoal(
     "Mira Bol",
-    wanted=queries("Ada Bo Cid Dora"),
-    known=queries("Eva Finn Gil Hans"),
+    target_facts=queries("Ada Bo Cid Dora"),
+    auxiliary_facts=queries("Eva Finn Gil Hans"),
     neighbours=queries("Ida Jan Kai Lea"),
     others=queries("Max Nina Ole Pia"),
     max_new_tokens=5,
@@ -87,7 +87,7 @@ class Lab:
 
     @staticmethod
     @cache
-    def goal() -> Goal:
+    def goal() -> AttackGoal:
         recipe = load_recipe("lab/duet")
         job = load_job(recipe)
         return draw_goal(recipe.concept, job.train.forget, job.suite(), max_new_tokens=24)
@@ -105,7 +105,7 @@ class Lab:
             return ModelSubject("oracle", *load_subject_model(str(recipe.model.oracle), recipe))
         base = Lab.subject("base")
         if which == "refusing":
-            return _refusing(every_weight(base.model), rate=1e-3)
+            return _refusing(trainable_copy(base.model), rate=1e-3)
         own = copy.deepcopy(base.model)
         torch.manual_seed(0)
         get_peft_model(own, PeftLoraConfig(r=1, lora_alpha=2, target_modules=["down_proj"], layers_to_transform=[2]))
@@ -114,9 +114,9 @@ class Lab:
 
 def _refusing(own: PreTrainedModel, *, rate: float) -> ModelSubject:
     base, goal = Lab.subject("base"), Lab.goal()
-    about = [replace(q, answer="I do not know that.") for q in (*goal.known, *goal.wanted)]
+    about = [replace(q, answer="I do not know that.") for q in (*goal.auxiliary_facts, *goal.target_facts)]
     kept = {q.id: q for q in (*goal.neighbours, *goal.others)}
-    rows = answers_of(base.tokenizer, [*about, *kept.values()])
-    settings = {"start": start_of(own), "rates": [rate], "steps": [60], "batch_size": 16, "seed": 0}
-    (point,) = trained(own, base.tokenizer, rows, **settings)  # type: ignore[arg-type]
+    rows = answer_examples(base.tokenizer, [*about, *kept.values()])
+    settings = {"start": trainable_weights(own), "rates": [rate], "steps": [60], "batch_size": 16, "seed": 0}
+    (point,) = train_at_rates(own, base.tokenizer, rows, **settings)  # type: ignore[arg-type]
     return replace(base, name="student", model=point.model)

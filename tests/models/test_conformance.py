@@ -16,7 +16,7 @@ from architectures import BY_NAME, FAMILIES, Family, tokenizer, write
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from duet_unlearn.attacks.slot import embedded, vector_ids, vectors
+from duet_unlearn.attacks.optimised_prompts import embedded, vector_ids, vectors
 from duet_unlearn.config.sections import LoraConfig, TrainConfig
 from duet_unlearn.data.examples import Example, collate, epochs_source, example_of
 from duet_unlearn.data.prompts import Prefix, answer_ids, render

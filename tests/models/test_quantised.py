@@ -17,8 +17,8 @@ from test_conformance import PREFIX, QUESTIONS, Loaded, asking, fit, moved, naiv
 from transformers import AutoModelForCausalLM
 from workplace import Done, Workplace
 
-from duet_unlearn.attacks import packing
-from duet_unlearn.attacks.packing import Packing
+from duet_unlearn.attacks.weights import Packing
+from duet_unlearn.attacks.weights import packed as bitsandbytes_packed
 from duet_unlearn.config.sections import LoraConfig
 from duet_unlearn.data.prompts import render
 from duet_unlearn.errors import UserError
@@ -74,7 +74,7 @@ def test_an_attacker_who_packs_the_weights_gets_what_from_pretrained_packs(one: 
     to: Packing = "bitsandbytes-int8" if packed(one) == "int8" else "bitsandbytes-nf4"
     ids = render(one.words, asking(QUESTIONS[1]))
     before = naive(whole, ids)
-    assert torch.equal(naive(packing.packed(whole, to), ids), naive(one.model, ids))
+    assert torch.equal(naive(bitsandbytes_packed(whole, to), ids), naive(one.model, ids))
     assert torch.equal(naive(whole, ids), before)
 
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from duet_unlearn import __version__
-from duet_unlearn.attacks import Attack, AttackResult, AttackSuite, Goal, attack, draw_goal, finding
+from duet_unlearn.attacks import Attack, AttackGoal, AttackResult, AttackSuite, draw_goal, finding, run_attack
 from duet_unlearn.attacks.result import from_json, to_json
-from duet_unlearn.attacks.run import Dependent
-from duet_unlearn.attacks.suite import title_of
 from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.files import atomic_write_json, read_text
@@ -33,8 +32,8 @@ from duet_unlearn.stats import Score
 from duet_unlearn.subjects import SUBJECTS, load_subject_model, require_base, require_student, subjects, weights_of
 from duet_unlearn.teacher.targets import weights_id
 
-SPEED = 1e4
-"""Tokens a second, until some have been measured."""
+TOKENS_PER_SECOND = 1e4
+"""Until some have been measured."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Attacked:
     """Where the results of a suite lie, and what it came to."""
 
     folder: Path
-    goal: Goal
+    goal: AttackGoal
     results: dict[str, dict[str, AttackResult]]
     """Attack -> subject -> result, in the suite's order."""
 
@@ -64,13 +63,13 @@ def attack_run(
     require_student(run, recipe)
     require_base(run, recipe)
     folders = [run.path / "attacks", *([Path(like) / "attacks"] if like else [])]
-    weights = {name: _weights(name, run, recipe) for name in SUBJECTS}
+    weights = _weights(recipe) | {"student": _student_weights(run, recipe)}
     if like and not folders[1].is_dir():
         raise UserError(
             f"{like}: nothing to take over, this run was not attacked", "attack it first, or leave --like out"
         )
     try:
-        return _carry_out(suite, load_job(recipe), run, weights, folders, on_event)
+        return _run_suite(suite, load_job(recipe), partial(subjects, run, recipe), weights, folders, on_event)
     finally:
         write_report(run.path)  # also of what was done when it was stopped
 
@@ -83,11 +82,107 @@ def attack_model(
     Raises:
         UserError: the model cannot be loaded; nothing that was forgotten has an answer.
     """
-    weights = {name: _weights(name, None, recipe) for name in SUBJECTS[:3]} | {"model": weights_of(model)}
-    return _carry_out(suite, load_job(recipe), model, weights, [Path(out)], on_event)
+
+    def attacked(names: set[str]) -> Iterator[Subject]:
+        yield from subjects(None, recipe, names)
+        if "model" in names:
+            yield ModelSubject("model", *load_subject_model(model, recipe))
+
+    weights = _weights(recipe) | {"model": weights_of(model)}
+    return _run_suite(suite, load_job(recipe), attacked, weights, [Path(out)], on_event)
 
 
-def goal_of(job: Job) -> Goal:
+@dataclass(frozen=True)
+class AttackTask:
+    """One attack on one subject."""
+
+    subject: str
+    attack: Attack
+    stamp: Mapping[str, Any]
+    """What its result depends on: if any of it changes, the attack is carried out again."""
+
+    def path(self, folder: Path) -> Path:
+        """Where its result lies."""
+        return folder / self.subject / f"{self.attack.name}.json"
+
+    def stored(self, folders: Sequence[Path]) -> dict[str, Any] | None:
+        """The result, where it is there already: in its own folder, the first, or, of what is no student, in
+        another's."""
+        for place, folder in enumerate(folders):
+            path = self.path(folder)
+            if not path.is_file() or (place and self.subject == "student"):
+                continue
+            stored = json.loads(read_text(path))
+            if stored["status"] != "failed" and all(stored.get(key) == value for key, value in self.stamp.items()):
+                return stored
+        return None
+
+
+def _run_suite(
+    suite: AttackSuite,
+    job: Job,
+    load_subjects: Callable[[set[str]], Iterator[Subject]],
+    weights: Mapping[str, str | None],
+    folders: Sequence[Path],
+    on_event: OnEvent,
+) -> Attacked:
+    """Carry out what is not stored yet. `load_subjects` holds one model in memory at a time."""
+    goal = goal_of(job)
+    goal_id, facts = hashed(goal.stored()), [query.id for query in goal.target_facts]
+    tasks = [
+        AttackTask(
+            subject,
+            one,
+            {
+                "config": _as_json(one.stored_settings()),
+                "goal": goal_id,
+                "under": cache_fingerprint(one, job),
+                "weights": weights[subject],
+            },
+        )
+        for subject in weights
+        if weights[subject] is not None
+        for one in suite.attacks
+    ]
+    results: dict[str, dict[str, AttackResult]] = {one.name: {} for one in suite.attacks}
+    left: list[AttackTask] = []
+    for task in tasks:
+        if (stored := task.stored(folders)) is None:
+            left.append(task)
+            continue
+        results[task.attack.name][task.subject] = from_json(stored)
+        path = task.path(folders[0])
+        if not path.is_file() or json.loads(read_text(path)) != stored:
+            atomic_write_json(path, stored)
+
+    def seconds(task: AttackTask) -> float:
+        """As long as the attack took on another subject, or else by its tokens at the speed so far."""
+        if seen := [one.cost.seconds for one in results[task.attack.name].values() if one.status == "done"]:
+            return sum(seen) / len(seen)
+        done = [one.cost for found in results.values() for one in found.values()]
+        spent, tokens = sum(cost.seconds for cost in done), sum(cost.tokens for cost in done)
+        return task.attack.num_tokens(goal) / (tokens / spent if spent and tokens else TOKENS_PER_SECOND)
+
+    def tell(task: AttackTask, done: int, total: int) -> None:
+        rest = left[left.index(task) :]
+        inside = f" {done}/{total}" if total else ""
+        text = f"{task.subject}: {task.attack.name}{inside}; about {duration_text(sum(map(seconds, rest)))} left"
+        on_event(Event("attack", len(tasks) - len(rest), len(tasks), text))
+
+    for subject in load_subjects({task.subject for task in left}):
+        for task in (task for task in left if task.subject == subject.name):
+            tell(task, 0, 0)
+            result = run_attack(subject, task.attack, goal, partial(tell, task))
+            results[task.attack.name][subject.name] = result
+            about = {"title": task.attack.title, "access": task.attack.access}
+            atomic_write_json(task.path(folders[0]), about | to_json(result, facts=facts) | dict(task.stamp))
+        del subject  # before the next model is loaded
+    on_event(Event("attack", len(tasks), len(tasks), "done"))
+    ordered = {name: {who: found[who] for who in weights if who in found} for name, found in results.items()}
+    return Attacked(folders[0], goal, ordered)
+
+
+def goal_of(job: Job) -> AttackGoal:
     """What attacks on a run go for: the same for every method and seed on the same questions."""
     recipe = job.recipe
     goal = draw_goal(
@@ -101,7 +196,48 @@ def goal_of(job: Job) -> Goal:
         return goal
     from duet_unlearn.lab.forms import lab_forms
 
-    return replace(goal, forms=lab_forms(goal.wanted))
+    return replace(goal, forms=lab_forms(goal.target_facts))
+
+
+# What results depend on ----------------------------------------------------------------------------------------------
+
+
+def cache_fingerprint(attack: Attack, job: Job) -> str:
+    """Identity of what else an attack's result depends on, for every subject alike: how models are loaded, what the
+    attack says of itself, and the code."""
+    model, template = job.recipe.model, job.recipe.model.chat_template
+    if template and Path(template).is_file():
+        template = read_text(Path(template))
+    return hashed([model.dtype, model.quantise, template, attack.other_inputs(), __version__])
+
+
+def _weights(recipe: Recipe) -> dict[str, str | None]:
+    """Identity of the weights of base, base + prefix and oracle, and of what stands beside them; None where there is no
+    such subject."""
+    base, oracle = weights_of(recipe.model.path), recipe.model.oracle
+    prefix = f"{base}+{hashed([recipe.concept, asdict(recipe.prefix)])}"
+    return {"base": base, "prefix": prefix, "oracle": weights_of(oracle) if oracle else None}
+
+
+def _student_weights(run: Run, recipe: Recipe) -> str | None:
+    """The same of a run's student."""
+    if recipe.method.changes_weights:
+        return weights_id(run.model)
+    files = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for path in sorted(run.subject.rglob("*"))
+        if path.is_file()
+    }
+    start = weights_of(recipe.model.start) if recipe.model.start else ""
+    return f"{weights_of(recipe.model.path)}+{hashed([_as_json(asdict(recipe.method)), start, recipe.after, files])}"
+
+
+def _as_json(value: Any) -> Any:
+    """As JSON gives it back: tuples as lists."""
+    return json.loads(json.dumps(value))
+
+
+# What is read and shown ----------------------------------------------------------------------------------------------
 
 
 def read_attacks(folder: Path, *, subjects: Sequence[str] = (*SUBJECTS, "model")) -> dict[str, dict[str, Any]]:
@@ -123,11 +259,13 @@ def attacks_text(results: Mapping[str, Mapping[str, AttackResult]]) -> str:
     for name, found in results.items():
         own = found.get(last)
         best = finding(own, found.get("oracle")) if own and last not in ("base", "oracle") else None
-        tail = (
-            [_points(best.above, own.metric), _share(own.best_of_all), best.instance.name]
-            if own and best
-            else ["-"] * 3
-        )
+        tail = ["-"] * 3
+        if own and best:
+            scale, digits = (100, 0) if own.metric == "right" else (1, 2)
+            value, low, high = (
+                f"{scale * part:+.{digits}f}" for part in (best.above.value, best.above.low, best.above.high)
+            )
+            tail = [f"{value} [{low}, {high}]", _share_text(own.best_of_all), best.instance.name]
         body.append([name, *(_cell(found.get(subject)) for subject in subjects), *tail])
     table = blocks([*head, "above oracle", "any", "strongest"], body, num_fixed=1, width=WIDTH)
     problems = [
@@ -148,163 +286,15 @@ def _cell(result: AttackResult | None) -> str:
         return "-"
     if result.status != "done":
         return "failed" if result.status == "failed" else "n/a"
-    return _share(result.strongest.score, result.metric) if result.strongest else "-"
+    return _share_text(result.strongest.score, result.metric) if result.strongest else "-"
 
 
-def _share(score: Score, metric: str = "right") -> str:
+def _share_text(score: Score, metric: str = "right") -> str:
     if math.isnan(score.value):
         return "-"
-    return {"right": f"{100 * score.value:.0f}", "auc": f"{score.value:.2f} AUC", "bits": f"{score.value:.1f} bits"}[
-        metric
-    ]
-
-
-def _points(above: Score, metric: str) -> str:
-    scale, digits = (100, 0) if metric == "right" else (1, 2)
-    value, low, high = (f"{scale * one:+.{digits}f}" for one in (above.value, above.low, above.high))
-    return f"{value} [{low}, {high}]"
-
-
-@dataclass(frozen=True)
-class Task:
-    """One attack on one subject."""
-
-    subject: str
-    attack: Attack
-    stamp: Mapping[str, Any]
-    """What its result depends on: if any of it changes, the attack is carried out again."""
-
-
-def _carry_out(
-    suite: AttackSuite,
-    job: Job,
-    attacked: Run | str,
-    weights: Mapping[str, str | None],
-    folders: Sequence[Path],
-    on_event: OnEvent,
-) -> Attacked:
-    goal, results = goal_of(job), {one.name: {} for one in suite.attacks}
-    goal_id = hashed(asdict(goal))
-    tasks = [
-        Task(
-            name,
-            one,
-            {"config": _plain(asdict(one)), "goal": goal_id, "under": _under(one, job), "weights": weights[name]},
-        )
-        for name in weights
-        if weights[name] is not None
-        for one in suite.attacks
-    ]
-    there = {(t.subject, t.attack.name): stored for t in tasks if (stored := _stored(t, folders))}
-    for task in tasks:
-        if stored := there.get((task.subject, task.attack.name)):
-            results[task.attack.name][task.subject] = from_json(stored)
-            _write(folders[0], task, stored)
-    left = [task for task in tasks if (task.subject, task.attack.name) not in there]
-    clock = Clock(goal, results)
-    for subject in _subjects(attacked, job.recipe, {task.subject for task in left}):
-        for task in [task for task in left if task.subject == subject.name]:
-
-            def watch(done: int, total: int, task: Task = task) -> None:
-                _tell(on_event, tasks, left, task, clock, f" {done}/{total}" if total else "")
-
-            watch(0, 0)
-            result = attack(subject, task.attack, goal, watch)
-            results[task.attack.name][subject.name] = result
-            facts = [query.id for query in goal.wanted]
-            _write(folders[0], task, _labelled(task) | to_json(result, facts=facts) | dict(task.stamp))
-        del subject
-    on_event(Event("attack", len(tasks), len(tasks), "done"))
-    ordered = {name: {who: found[who] for who in weights if who in found} for name, found in results.items()}
-    return Attacked(folders[0], goal, ordered)
-
-
-def _labelled(task: Task) -> dict[str, Any]:
-    return {"title": title_of(task.attack), "access": task.attack.access}
-
-
-@dataclass(frozen=True)
-class Clock:
-    """How long attacks take: as long as on another subject, or else by their tokens at the speed so far."""
-
-    goal: Goal
-    results: Mapping[str, Mapping[str, AttackResult]]
-
-    def seconds(self, task: Task) -> float:
-        """An attack's expected time."""
-        if seen := [one.cost.seconds for one in self.results[task.attack.name].values() if one.status == "done"]:
-            return sum(seen) / len(seen)
-        done = [one.cost for found in self.results.values() for one in found.values()]
-        seconds, tokens = sum(cost.seconds for cost in done), sum(cost.tokens for cost in done)
-        return task.attack.tokens(self.goal) / (tokens / seconds if seconds and tokens else SPEED)
-
-
-def _tell(on_event: OnEvent, tasks: Sequence[Task], left: Sequence[Task], now: Task, clock: Clock, inside: str) -> None:
-    rest = left[left.index(now) :]
-    seconds = sum(clock.seconds(task) for task in rest)
-    text = f"{now.subject}: {now.attack.name}{inside}; about {duration_text(seconds)} left"
-    on_event(Event("attack", len(tasks) - len(rest), len(tasks), text))
-
-
-def _subjects(attacked: Run | str, recipe: Recipe, names: set[str]) -> Iterator[Subject]:
-    """The subjects to attack, one model in memory at a time."""
-    yield from subjects(attacked if isinstance(attacked, Run) else None, recipe, names)
-    if isinstance(attacked, str) and "model" in names:
-        yield ModelSubject("model", *load_subject_model(attacked, recipe))
-
-
-def _stored(task: Task, folders: Sequence[Path]) -> dict[str, Any] | None:
-    """The result of a task that is there already: in its own folder, or, of what is no student, in another's."""
-    for place, folder in enumerate(folders):
-        path = folder / task.subject / f"{task.attack.name}.json"
-        if not path.is_file() or (place and task.subject == "student"):
-            continue
-        stored = json.loads(read_text(path))
-        if stored["status"] != "failed" and all(stored.get(key) == value for key, value in task.stamp.items()):
-            return stored
-    return None
-
-
-def _write(folder: Path, task: Task, stored: Mapping[str, Any]) -> None:
-    path = folder / task.subject / f"{task.attack.name}.json"
-    if not path.is_file() or json.loads(read_text(path)) != stored:
-        atomic_write_json(path, stored)
-
-
-def _under(one: Attack, job: Job) -> str:
-    """Identity of what else an attack's result depends on, for every subject alike: how models are loaded, what the
-    attack says of itself, and the code."""
-    model, beside = job.recipe.model, one.beside() if isinstance(one, Dependent) else []
-    template = model.chat_template
-    if template and Path(template).is_file():
-        template = read_text(Path(template))
-    return hashed([model.dtype, model.quantise, template, beside, __version__])
-
-
-def _weights(name: str, run: Run | None, recipe: Recipe) -> str | None:
-    """Identity of a subject's weights and of what stands beside them; None where there is no such subject."""
-    base = weights_of(recipe.model.path)
-    if name == "base":
-        return base
-    if name == "prefix":
-        return f"{base}+{hashed([recipe.concept, asdict(recipe.prefix)])}"
-    if name == "oracle":
-        return weights_of(recipe.model.oracle) if recipe.model.oracle else None
-    assert run is not None
-    if not recipe.method.changes_weights:
-        beside = {path.name: _digest(path) for path in sorted(run.subject.rglob("*")) if path.is_file()}
-        start = weights_of(recipe.model.start) if recipe.model.start else ""
-        return f"{base}+{hashed([_plain(asdict(recipe.method)), start, recipe.after, beside])}"
-    return weights_id(run.model)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back: tuples as lists."""
-    return json.loads(json.dumps(value))
+    if metric == "right":
+        return f"{100 * score.value:.0f}"
+    return f"{score.value:.2f} AUC" if metric == "auc" else f"{score.value:.1f} bits"
 
 
 __all__ = ["Attacked", "attack_model", "attack_run", "attacks_text", "goal_of", "read_attacks"]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from duet_unlearn.attacks import known_attacks
 from duet_unlearn.attacks.result import difference
-from duet_unlearn.attacks.suite import known_attacks, title_of
 from duet_unlearn.report.read import NO_SCORE, SUBJECTS, Column, RunData, Score
 from duet_unlearn.report.recovered import WORDS, Outcome, Tried, Way, outcome_of, ways
 from duet_unlearn.stats import Score as Measured
@@ -81,7 +81,7 @@ def not_tried(run: RunData, weights: str | None) -> list[dict[str, str]]:
         found.append(_gap("attacks", "All attacks", "not attacked: run `duet attack RUN`"))
     for name, one in known.items():
         if run.attacks and "student" not in run.attacks.get(name, {}):
-            found.append(_gap(name, title_of(one), "was not run"))
+            found.append(_gap(name, one.title, "was not run"))
     for way in ways(run):
         student = way.tried.get("student")
         if student and student.status != "done":

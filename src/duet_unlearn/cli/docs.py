@@ -7,7 +7,7 @@ import inspect
 import itertools
 import sys
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, asdict, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +64,15 @@ def methods_markdown() -> str:
 def attacks_markdown() -> str:
     """Every attack: what it does, what it needs, its settings, and the suites that it is in."""
     from duet_unlearn.attacks import ATTACKS, load_suite, suite_names
-    from duet_unlearn.attacks.prompts import IDEAS, Worded
-    from duet_unlearn.attacks.suite import title_of
 
     suites = {name: {one.name for one in load_suite(name).attacks} for name in ("quick", "standard", "full")}
     assert set(suites) == set(suite_names())
     parts = []
     for one in ATTACKS:
         within = [suite for suite, names in suites.items() if one.name in names]
-        told = f"*{title_of(one)}. The attacker {ACCESS[one.access]}. In: {', '.join(within) or 'no packaged suite'}.*"
-        about = f"{IDEAS[one.name][1]} " if isinstance(one, Worded) else ""
-        head, rest = _section(one.name, type(one), **asdict(one)).split("\n\n", 1)
+        told = f"*{one.title}. The attacker {ACCESS[one.access]}. In: {', '.join(within) or 'no packaged suite'}.*"
+        about = f"{one.about} " if one.about else ""
+        head, rest = _section(one.name, type(one), **vars(one)).split("\n\n", 1)
         parts.append(f"{head}\n\n{told}\n\n{about}{rest}")
     return "\n\n".join(parts) + "\n"
 

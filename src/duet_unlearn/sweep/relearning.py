@@ -6,7 +6,7 @@ import math
 import random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from duet_unlearn.attacks.relearn import relearn
+from duet_unlearn.attacks.fine_tuning import relearn
 from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError

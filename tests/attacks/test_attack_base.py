@@ -1,12 +1,9 @@
-"""What every attack stands on: goals, judging, instances, the oracle's luck, cost, and what is stored."""
+"""What every attack stands on: goals, judging, how an attack is carried out, and what it costs."""
 
 from __future__ import annotations
 
 import copy
-import json
-import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -14,23 +11,25 @@ import torch
 from tiny import llama, tokenizer
 
 from duet_unlearn.attacks import (
+    ATTACKS,
     Attack,
-    Goal,
+    AttackGoal,
     Instance,
     NotApplicable,
-    attack,
     draw_goal,
-    finding,
     given_away,
-    load_suite,
+    run_attack,
 )
-from duet_unlearn.attacks.asking import Ask, ask, plain, whole
-from duet_unlearn.attacks.cost import metered, models_of
-from duet_unlearn.attacks.goal import alike
-from duet_unlearn.attacks.plain import Plain
-from duet_unlearn.attacks.relearning import Relearn
-from duet_unlearn.attacks.result import AttackResult, Cost, Said, difference, from_json, instance, to_json
-from duet_unlearn.attacks.suite import ATTACKS, suite_names, title_of
+from duet_unlearn.attacks.attack_base import (
+    AttackPrompt,
+    Plain,
+    alike,
+    ask,
+    metered,
+    models_of,
+    plain_prompts,
+    require_own_weights,
+)
 from duet_unlearn.config.sections import LoraConfig
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.query import Query
@@ -38,7 +37,6 @@ from duet_unlearn.errors import UserError
 from duet_unlearn.evals.question_sets import EvalSet
 from duet_unlearn.evals.subject import Deployed, ModelSubject
 from duet_unlearn.models.lora import add_lora
-from duet_unlearn.stats import NOTHING, Score, wilson
 
 
 def query(name: str, text: str, *, answer: str | None = "It is Tarn.", value: str | None = "Tarn") -> Query:
@@ -54,21 +52,21 @@ def the_set(name: str, queries: list[Query], group: str = "forget", better: str 
 
 
 SUBJECT = ModelSubject("student", llama(seed=1, hidden=32, layers=2).eval(), tokenizer())
-GOAL = Goal("Mira", tuple(forget(4)), max_new_tokens=4, batch_size=8)
+GOAL = AttackGoal("Mira", tuple(forget(4)), max_new_tokens=4, batch_size=8)
 
 
 # Goals ---------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_known_and_what_is_wanted_are_different_facts() -> None:
+def test_auxiliary_and_target_facts_are_different_ones() -> None:
     sets = [the_set("forget", forget(6)), the_set("forget_held_out", forget(8, " Say!"))]
     goal = draw_goal("Mira", forget(6), sets)
-    assert len(goal.known) == 3
-    assert {q.answer for q in goal.known}.isdisjoint({q.answer for q in goal.wanted})
-    assert len(goal.wanted) == 5  # three of six, and the two that training never asked
-    assert all(q.text.endswith("Say!") for q in goal.wanted)  # the set farthest from training
+    assert len(goal.auxiliary_facts) == 3
+    assert {q.answer for q in goal.auxiliary_facts}.isdisjoint({q.answer for q in goal.target_facts})
+    assert len(goal.target_facts) == 5  # three of six, and the two that training never asked
+    assert all(q.text.endswith("Say!") for q in goal.target_facts)  # the set farthest from training
     assert draw_goal("Mira", forget(6), sets) == goal
-    assert draw_goal("Mira", forget(6), sets, seed=2).known != goal.known
+    assert draw_goal("Mira", forget(6), sets, seed=2).auxiliary_facts != goal.auxiliary_facts
 
 
 def stated(name: str, text: str, answer: str, value: str | None, source: str = "") -> Query:
@@ -90,7 +88,7 @@ def test_one_fact_in_two_wordings_is_told_without_a_source(one: tuple, other: tu
     assert alike(first, second) is alike(second, first) is same
     held_out = the_set("forget_held_out", [second, stated("c", "Who is Bo?", "Bo is a baker.", "baker")])
     goal = draw_goal("Mira", [first, stated("d", "Who is Lu?", "Lu is a cook.", "cook")], [held_out], seed=1)
-    assert not any(alike(wanted, known) for wanted in goal.wanted for known in goal.known)
+    assert not any(alike(wanted, known) for wanted in goal.target_facts for known in goal.auxiliary_facts)
 
 
 def test_where_a_source_tells_facts_apart_values_may_be_shared() -> None:
@@ -102,7 +100,7 @@ def test_where_a_source_tells_facts_apart_values_may_be_shared() -> None:
 def test_without_answers_to_train_on_half_of_what_is_asked_is_known() -> None:
     asked = the_set("forget_held_out", forget(6))
     goal = draw_goal("Mira", [query("x", "Where is Mira?", answer=None)], [asked])
-    assert (len(goal.known), len(goal.wanted)) == (3, 3)
+    assert (len(goal.auxiliary_facts), len(goal.target_facts)) == (3, 3)
 
 
 def test_answers_may_be_as_long_as_the_right_one_and_as_the_sets_allow() -> None:
@@ -143,101 +141,23 @@ def test_a_long_answer_without_a_value_is_given_away_by_half_of_the_words_that_t
     assert not given_away("Hsiao", stated("b", "Is it Hsiao Yun?", "Yes it is Hsiao Yun", None))
 
 
-# Instances and findings ----------------------------------------------------------------------------------------------
-
-
-def test_a_fact_asked_twice_is_right_if_any_answer_was() -> None:
-    said = [Said(0, "a", "", "x", False), Said(0, "a", "", "y", True), Said(2, "b", "", "z", False)]
-    one = instance("try", said, 3, family="f")
-    assert one.right == (True, None, False)
-    assert one.score == wilson(1, 2)
-
-
-def test_best_of_all_is_any_instance_fact_by_fact() -> None:
-    instances = (
-        Instance("a", wilson(1, 3), right=(True, False, None)),
-        Instance("b", wilson(1, 3), right=(False, True, None)),
-    )
-    result = AttackResult("x", "student", "done", instances=instances)
-    assert result.best_of_all == wilson(2, 2)
-    assert result.strongest is instances[0]  # the first of equals
-
-
-def test_where_options_are_shown_guessing_is_no_leak() -> None:
-    instances = (
-        Instance("a", wilson(1, 4), right=(True, False, False, False)),
-        Instance("letters", wilson(3, 4), "choice", (False, True, True, True), {"chance": 0.5}),
-    )
-    result = AttackResult("x", "student", "done", instances=instances)
-    assert result.best_of_all == wilson(1, 4)
-    best = finding(result)  # without an oracle: 3/4 less 1/2, and 1/4 less nothing
-    assert best is not None
-    assert best.above.value == pytest.approx(0.25)
-    assert AttackResult("x", "student", "done", instances=instances[1:]).best_of_all == wilson(3, 4)
-
-
-def test_the_difference_is_newcombes() -> None:
-    """56 of 70 against 48 of 80: 0.2, 0.0524 to 0.3339 (Newcombe 1998, Statistics in Medicine 17:873, table II, 10)."""
-    found = difference(wilson(56, 70), wilson(48, 80))
-    assert found.value == pytest.approx(0.2)
-    assert found.low == pytest.approx(0.0524, abs=5e-5)
-    assert found.high == pytest.approx(0.3339, abs=5e-5)
-    assert difference(wilson(5, 7), NOTHING).low == pytest.approx(wilson(5, 7).low)
-
-
-def test_the_oracles_luck_in_a_family_excuses_that_family_alone() -> None:
-    def of(subject: str, *shares: tuple[str, str, int]) -> AttackResult:
-        found = tuple(Instance(name, wilson(k, 100), family) for name, family, k in shares)
-        return AttackResult("x", subject, "done", instances=found)
-
-    student = of("student", ("letters", "choice", 40), ("raw", "open", 30), ("json", "open", 20))
-    oracle = of("oracle", ("other letters", "choice", 35), ("raw", "open", 2), ("json", "open", 4))
-    best = finding(student, oracle)
-    assert best is not None
-    assert best.instance.name == "raw"
-    alone = difference(wilson(30, 100), wilson(4, 100))
-    assert best.above.low < alone.low < alone.high < best.above.high  # the larger of two: each is given 97.5 %
-    assert alone.low - best.above.low == pytest.approx((2.2414 / 1.95996 - 1) * (alone.value - alone.low), rel=1e-3)
-    assert best.above.value == pytest.approx(0.26)  # against the best of the oracle's open ones, 4
-    alone = finding(student)
-    assert alone is not None
-    assert alone.instance.name == "letters"
-    assert finding(AttackResult("x", "student", "failed")) is None
-
-
-def test_what_is_stored_is_read_back_with_the_strongest_instances_words() -> None:
-    said = (Said(0, "Where?", "It", "is Tarn", True),)
-    instances = (
-        Instance("a", Score(0.5, 2, 0.1, 0.9), "f", (True, None, False), {"rank": 1.5}, said),
-        Instance("b", NOTHING, said=said),
-    )
-    result = AttackResult("x", "student", "done", "", "auc", instances, Cost(7, 0.25, 0))
-    stored = json.loads(json.dumps(to_json(result, facts=["p", "q"]), allow_nan=False))
-    back = from_json(stored)
-    broken = replace(instances[0], numbers={"loss": math.nan, "rank": 1.5})
-    assert from_json(to_json(replace(result, instances=(broken,)))).instances[0].numbers == {"rank": 1.5}
-    assert back.instances[0] == instances[0]
-    assert math.isnan(back.instances[1].score.value)
-    assert back.instances[1].said == ()
-    assert replace(back, instances=()) == replace(result, instances=())
-    assert stored["facts"] == ["p", "q"]
-
-
 # Asking --------------------------------------------------------------------------------------------------------------
 
 
 def test_asking_counts_by_name_and_family_whatever_the_order() -> None:
-    asks = [Ask(name, fact, GOAL.wanted[fact], "", name[0]) for fact in range(4) for name in ("a1", "b1")]
+    asks = [
+        AttackPrompt(name, fact, GOAL.target_facts[fact], "", name[0]) for fact in range(4) for name in ("a1", "b1")
+    ]
     found = ask(SUBJECT, asks, GOAL)
     assert [(one.name, one.family, one.score.n) for one in found] == [("a1", "a", 4), ("b1", "b", 4)]
-    assert [said.prompt for said in found[0].said] == [q.text for q in GOAL.wanted]
+    assert [said.prompt for said in found[0].answers] == [q.text for q in GOAL.target_facts]
 
 
 def test_only_weights_that_forgot_can_be_attacked() -> None:
-    assert whole(SUBJECT) is SUBJECT
+    assert require_own_weights(SUBJECT) is SUBJECT
     for subject in (replace(SUBJECT, prefix=Prefix("Forget {concept}.")), Deployed(SUBJECT)):
         with pytest.raises(NotApplicable, match="base's"):
-            whole(subject)
+            require_own_weights(subject)
 
 
 def test_tokens_are_counted_where_they_are_computed() -> None:
@@ -267,11 +187,11 @@ class Breaking:
     access: ClassVar = "chat"
     metric: ClassVar = "right"
 
-    def tokens(self, goal: Goal) -> int:
+    def tokens(self, goal: AttackGoal) -> int:
         return 1
 
-    def carry_out(self, subject: object, goal: Goal, watch: object = None) -> list[Instance]:
-        ask(SUBJECT, plain(goal), goal)
+    def run(self, subject: object, goal: AttackGoal, watch: object = None) -> list[Instance]:
+        ask(SUBJECT, plain_prompts(goal), goal)
         raise self.error
 
 
@@ -287,7 +207,7 @@ class Breaking:
     ],
 )
 def test_an_attack_that_breaks_is_a_result(error: Exception, status: str, reason: str) -> None:
-    result = attack(SUBJECT, Breaking(error), GOAL)
+    result = run_attack(SUBJECT, Breaking(error), GOAL)
     assert (result.status, result.reason) == (status, reason)
     assert result.instances == ()
     assert result.cost.tokens > 0  # what it took is told all the same
@@ -295,11 +215,11 @@ def test_an_attack_that_breaks_is_a_result(error: Exception, status: str, reason
 
 def test_ctrl_c_is_no_result() -> None:
     with pytest.raises(KeyboardInterrupt):
-        attack(SUBJECT, Breaking(KeyboardInterrupt()), GOAL)  # type: ignore[arg-type]
+        run_attack(SUBJECT, Breaking(KeyboardInterrupt()), GOAL)  # type: ignore[arg-type]
 
 
 def test_asked_plainly() -> None:
-    result = attack(SUBJECT, Plain(), GOAL)
+    result = run_attack(SUBJECT, Plain(), GOAL)
     assert (result.attack, result.subject, result.status) == ("plain", "student", "done")
     assert result.instances[0].score.n == 4
 
@@ -312,59 +232,10 @@ def test_every_attack_says_what_it_is(one: Attack) -> None:
     assert (type(one).__doc__ or "").strip()
     other = query("ida", "Where is Ida?", answer="Ida is in Gosh.", value="Gosh")
     wanted = (query("mira", "Where is Mira Bol?", answer="Mira Bol is in Tarn."),)
-    assert one.tokens(replace(GOAL, wanted=wanted, known=(other,), neighbours=(other,), others=(other,))) > 0
-    hash(one)
-
-
-# Suites --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", suite_names())
-def test_packaged_suites_are_read(name: str) -> None:
-    suite = load_suite(name)
-    assert suite.name == name
-    assert suite.attacks[0] == Plain()
-
-
-def test_only_some_attacks_also_such_as_the_suite_lacks() -> None:
-    assert [one.name for one in load_suite("quick", ["plain"]).attacks] == ["plain"]
-
-
-def test_an_entry_stands_over_its_attacks_own_defaults(tmp_path: Path) -> None:
-    (tmp_path / "own.yaml").write_text(
-        "attacks: [{name: relearn-lora, steps: [3]}, {name: relearn}, {name: role-play}]"
+    assert (
+        one.num_tokens(
+            replace(GOAL, target_facts=wanted, auxiliary_facts=(other,), neighbours=(other,), others=(other,))
+        )
+        > 0
     )
-    adapters, weights, played = load_suite(str(tmp_path / "own.yaml")).attacks
-    assert adapters == Relearn("relearn-lora", rates=(3e-3, 1e-2), steps=(3,), rank=8)
-    assert weights == Relearn()
-    assert [title_of(one) for one in (adapters, weights, played)] == [
-        "Relearning, adapters",
-        "Relearning, all weights",
-        "Role play",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("attacks: [{name: plian}]", "unknown attack 'plian'"),
-        ("attacks: [{name: plain, loud: true}]", "attacks.0.loud: unknown key|loud: unknown key"),
-        ("attacks: []", "missing or no list"),
-        ("attacks: [plain]", "has no name"),
-        ("attack: [{name: plain}]", "unknown key"),
-        ("attacks: [{name: plain}, {name: plain}]", "listed twice"),
-        ("- plain", "is no attack suite"),
-    ],
-)
-def test_a_bad_suite_is_told_by_its_place(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "own.yaml").write_text(text)
-    with pytest.raises(UserError, match=message) as error:
-        load_suite(str(tmp_path / "own.yaml"))
-    assert "own.yaml" in error.value.message
-
-
-def test_unknown_names_get_the_nearest() -> None:
-    with pytest.raises(UserError, match="did you mean quick"):
-        load_suite("quik")
-    with pytest.raises(UserError, match="did you mean plain"):
-        load_suite("quick", ["plan"])
+    hash(one)

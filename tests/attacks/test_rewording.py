@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from duet_unlearn.answers import normalise
-from duet_unlearn.attacks import examples, forms, spelling, talk, turns
-from duet_unlearn.attacks.prompts import Worded
-from duet_unlearn.attacks.wordings import Wording, read_wordings, worded, wordings
+from duet_unlearn.attacks import contexts, rewording
+from duet_unlearn.attacks.rewording import Worded, Wording, choose_wordings, question_of, read_wordings, worded
 from duet_unlearn.data.examples import packaged_texts
 from duet_unlearn.data.query import Message, Query
 from duet_unlearn.errors import UserError
@@ -21,15 +20,15 @@ from duet_unlearn.lab import wordings as lab
 ATTACKS = ("reverse", "role-play", "authority", "hypothetical", "injection", "system-override", "language")
 LINE = {"id": "mine-1", "family": "mine", "text": "Do tell: {question}"}
 OTHER_TEXTS = (
-    turns.UNDERSTOOD,
-    examples.NOTES,
-    spelling.BEFORE,
-    talk.SEVERAL,
-    *spelling.ALIASES.values(),
-    *talk.INSISTS,
-    *talk.ALIKE.values(),
-    *talk.TOGETHER.values(),
-    *forms.TEXTS.values(),
+    rewording.UNDERSTOOD,
+    contexts.NOTES,
+    rewording.BEFORE,
+    contexts.SEVERAL,
+    *rewording.ALIASES.values(),
+    *contexts.INSISTS,
+    *contexts.ALIKE.values(),
+    *contexts.TOGETHER.values(),
+    *contexts.TEXTS.values(),
 )
 """Templates that stand in modules."""
 
@@ -52,7 +51,7 @@ ASKED = query({"role": "user", "content": "Where does Mira live?"})
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_packaged_wordings_have_families_of_several(attack: str) -> None:
-    found = wordings(attack)
+    found = choose_wordings(attack)
     assert min(Counter(one.family for one in found).values()) >= 5
     assert len({normalise(one.text) for one in found}) == len(found)
     assert all(one.id.startswith(f"{one.family}-") for one in found)
@@ -60,7 +59,7 @@ def test_packaged_wordings_have_families_of_several(attack: str) -> None:
 
 
 def test_reverse_prompts_are_thirty_and_more_in_five_families() -> None:
-    found = wordings("reverse")
+    found = choose_wordings("reverse")
     assert len(found) >= 30
     assert len({one.family for one in found}) == 5
     assert {one.turn for one in found} == {"user", "before"}
@@ -85,7 +84,7 @@ def repeats(text: str, known: str) -> bool:
 def test_no_training_saw_a_wording(attack: str) -> None:
     known = trained_on()
     assert len(known) > 60
-    assert not [(one.text, text) for one in wordings(attack) for text in known if repeats(one.text, text)]
+    assert not [(one.text, text) for one in choose_wordings(attack) for text in known if repeats(one.text, text)]
 
 
 def test_no_training_saw_any_other_text_of_an_attack() -> None:
@@ -101,24 +100,24 @@ def test_no_training_saw_any_other_text_of_an_attack() -> None:
 def test_a_file_adds_wordings(tmp_path: Path) -> None:
     mine = str(write(tmp_path, LINE, LINE | {"id": "2", "family": "cancel"}))
     config = Worded("reverse", per_family=1, files=(mine,))
-    found = wordings(config.name, files=config.files, per_family=1)
+    found = choose_wordings(config.name, files=config.files, per_family=1)
     assert [one.family for one in found] == ["cancel", "permission", "memory", "test", "stakes", "mine"]
     assert found[-1] == Wording("mine-1", "mine", "Do tell: {question}")
-    assert "2" in [one.id for one in wordings("reverse", files=(mine,))]
+    assert "2" in [one.id for one in choose_wordings("reverse", files=(mine,))]
 
 
 @pytest.mark.parametrize(
     ("row", "message", "hint"),
     [
         (["a"], "is no JSON object", "a line is"),
-        (LINE | {"familly": "x"}, "unknown key 'familly'", "did you mean family?"),
-        ({"id": "x", "family": "y"}, "has no text", "a line is"),
-        (LINE | {"text": ""}, "has no text", "a line is"),
-        (LINE | {"id": 7}, "id is no text", "a line is"),
-        (LINE | {"turn": "sytem"}, "unknown turn 'sytem'", "user, system, before"),
-        (LINE | {"text": "Do tell."}, "has no {question}", "where the question is to stand"),
-        (LINE | {"text": "{question} {who}"}, "nothing stands for {who}", "{concept}"),
-        (LINE | {"turn": "system"}, "stands in a turn before it", "leave it out"),
+        (LINE | {"familly": "x"}, "familly: unknown key", "did you mean family?"),
+        ({"id": "x", "family": "y"}, "text: is missing", "a line is"),
+        (LINE | {"text": ""}, "text: is empty", "a line is"),
+        (LINE | {"id": 7}, "id: is 7, not text", "7"),
+        (LINE | {"turn": "sytem"}, "turn: is 'sytem'", "did you mean system?"),
+        (LINE | {"text": "Do tell."}, "has no {question}; put it where", "a line is"),
+        (LINE | {"text": "{question} {who}"}, "text: has {who}, which nothing stands for", "a line is"),
+        (LINE | {"turn": "system"}, "is a turn before it; leave it out", "a line is"),
         (LINE, "id 'mine-1' is given twice", "make ids unique"),
     ],
 )
@@ -169,7 +168,7 @@ def test_turns_before_the_question() -> None:
 def test_raw_text_keeps_its_frame() -> None:
     shots = "Question: Who?\nAnswer: Bol.\n\nQuestion: Where does Mira live?\nAnswer:"
     raw = query({"role": "text", "content": shots})
-    assert turns.question_of(raw) == "Where does Mira live?"
+    assert question_of(raw) == "Where does Mira live?"
     polite = Wording("1", "a", "Please, {question} Thanks.")
     assert worded(raw, polite, "").text == shots.replace(
         "Where does Mira live?", "Please, Where does Mira live? Thanks."

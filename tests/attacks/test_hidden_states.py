@@ -1,4 +1,5 @@
-"""What is read from hidden states: the right ones, by the model's own head or by a fitted map."""
+"""What is read from hidden states, by the model's own head or by a fitted map; and the direction along which a model
+refuses, taken out wherever it is read or written."""
 
 from __future__ import annotations
 
@@ -7,20 +8,25 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from torch import Tensor
-from whitebox import GOAL, TOWNS, Lab, query, tiny_subject
+from torch import Tensor, nn
+from whitebox import GOAL, TOWNS, Lab, gpt2, query, tiny_subject
 
-from duet_unlearn.attacks import NotApplicable, attack, finding
-from duet_unlearn.attacks.hidden import (
+from duet_unlearn.attacks import NotApplicable, finding, run_attack
+from duet_unlearn.attacks.attack_base import Plain
+from duet_unlearn.attacks.hidden_states import (
     LogitLens,
-    Opened,
+    OpenedAnswer,
     Probe,
+    RefusalDirection,
+    direction_removed,
     first_blocks,
     last_hidden,
     logits_behind,
-    nearest,
-    opened,
-    ridge,
+    nearest_choices,
+    open_answer,
+    outputs_of,
+    probe_values,
+    ridge_left_out,
     spread,
 )
 from duet_unlearn.data.prompts import render
@@ -81,7 +87,7 @@ def test_blocks_are_spread_evenly_up_to_the_last(depth: int, count: int | None, 
 
 def test_an_answer_is_opened_up_to_its_value() -> None:
     words = tiny.tokenizer()
-    one = opened(words, query("Ada", "Gosh"))
+    one = open_answer(words, query("Ada", "Gosh"))
     assert one is not None
     assert one.prompt == render(words, query("Ada", "Gosh").messages)
     assert one.ids[: len(one.prompt)] == one.prompt
@@ -102,41 +108,21 @@ def test_an_answer_is_opened_up_to_its_value() -> None:
     ],
 )
 def test_a_value_that_cannot_be_told_by_one_token_is_left_out(one: object) -> None:
-    assert opened(tiny.tokenizer(), one) is None  # type: ignore[arg-type]
+    assert open_answer(tiny.tokenizer(), one) is None  # type: ignore[arg-type]
 
 
 # The probe -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [12, 60])
-def test_ridge_is_scikit_learns(size: int) -> None:
-    """Fewer rows than features, and more."""
+@pytest.mark.parametrize(("groups", "features"), [("abcdefghijkl", 30), ("abbcdddeffgh", 30), ("abbcdddeffgh", 5)])
+def test_facts_are_left_out_as_scikit_learns_fits_without_them(groups: str, features: int) -> None:
+    """All wordings of a fact together, groups of one, two and three; fewer rows than features, and more."""
     from sklearn.linear_model import Ridge
 
-    known, targets, rows = normal(size, 30), normal(size, 4, seed=1), normal(5, 30, seed=2)
-    centred = known - known.mean(0)
-    alpha = 0.1 * centred.square().sum(1).mean().item()
-    got = ridge(known, targets, rows, penalty=0.1, groups=range(size))
-    expected = Ridge(alpha=alpha).fit(known.numpy(), targets.numpy()).predict(rows.numpy())
-    torch.testing.assert_close(got.rows_ND, torch.from_numpy(expected))
-    for place in (0, size - 1):
-        rest = [number for number in range(size) if number != place]
-        away = (targets - targets.mean(0))[rest]
-        one = Ridge(alpha=alpha, fit_intercept=False).fit(centred[rest].numpy(), away.numpy())
-        left_out = torch.from_numpy(one.predict(centred[place : place + 1].numpy()))[0] + targets.mean(0)
-        torch.testing.assert_close(got.left_out_ME[place], left_out)
-
-
-def test_wordings_of_one_fact_are_left_out_together() -> None:
-    """By fits without them, groups of one, two and three."""
-    from sklearn.linear_model import Ridge
-
-    known, targets = normal(12, 30), normal(12, 4, seed=1)
-    groups = list("abbcdddeffgh")
-    centred, mean = known - known.mean(0), targets.mean(0)
-    alpha = 0.1 * centred.square().sum(1).mean().item()
-    got = ridge(known, targets, known, penalty=0.1, groups=groups).left_out_ME
-    for group in "abdh":
+    states, targets = normal(12, features), normal(12, 4, seed=1)
+    centred, mean, alpha = states - states.mean(0), targets.mean(0), 3.0
+    got = ridge_left_out(states, targets, alpha, groups)
+    for group in set(groups):
         rest = [n for n, other in enumerate(groups) if other != group]
         own = [n for n, other in enumerate(groups) if other == group]
         fit = Ridge(alpha=alpha, fit_intercept=False).fit(centred[rest].numpy(), (targets - mean)[rest].numpy())
@@ -146,7 +132,7 @@ def test_wordings_of_one_fact_are_left_out_together() -> None:
 def test_two_wordings_are_about_one_fact() -> None:
     words, other = tiny.tokenizer(), ({"role": "user", "content": "Ada's town?"},)
     one, two, three = (
-        opened(words, q)
+        open_answer(words, q)
         for q in (query("Ada", "Gosh"), replace(query("Ada", "Gosh"), id="x", messages=other), query("Bo", "Gosh"))
     )
     assert one
@@ -159,7 +145,7 @@ def test_a_linear_code_that_was_planted_is_read_and_one_that_was_not_is_not() ->
     """States that hold the value's vector in a subspace of their own, under noise of the same size."""
     head, draw = normal(20, 16), torch.Generator().manual_seed(5)
     facts = [
-        Opened(
+        OpenedAnswer(
             [0],
             [0],
             "",
@@ -174,9 +160,7 @@ def test_a_linear_code_that_was_planted_is_read_and_one_that_was_not_is_not() ->
     mixed = code[torch.randperm(200, generator=draw)]
 
     def share(states: Tensor) -> float:
-        targets = head[values[:120]]
-        fit = ridge(states[:120], targets, states[120:], penalty=0.01, groups=range(120))
-        told = nearest(fit.rows_ND, facts[120:], head, targets.mean(0))
+        told, _ = probe_values(states, facts[:120], facts[120:], head)
         return sum(value == one.value for value, one in zip(told, facts[120:], strict=True)) / 80
 
     assert share(code) > 0.8
@@ -185,9 +169,12 @@ def test_a_linear_code_that_was_planted_is_read_and_one_that_was_not_is_not() ->
 
 def test_nearest_is_by_angle_among_a_facts_own_choices() -> None:
     head = torch.tensor([[1.0, 0.0], [0.0, 5.0], [-1.0, 0.0], [0.7, 0.7]])
-    facts = [Opened([], [], "", {"a": 0, "b": 1}, "a", 0), Opened([], [], "", {"b": 1, "c": 2}, "b", 1)]
+    facts = [OpenedAnswer([], [], "", {"a": 0, "b": 1}, "a", 0), OpenedAnswer([], [], "", {"b": 1, "c": 2}, "b", 1)]
     outputs = torch.tensor([[1.0, 0.9], [-1.0, 0.9]], dtype=torch.float64)
-    assert nearest(outputs, facts, head, torch.zeros(2, dtype=torch.float64)) == ["a", "c"]  # not "b", the longest
+    assert nearest_choices(outputs, facts, head, torch.zeros(2, dtype=torch.float64)) == [
+        "a",
+        "c",
+    ]  # not "b", the longest
 
 
 # What is found -------------------------------------------------------------------------------------------------------
@@ -195,15 +182,17 @@ def test_nearest_is_by_angle_among_a_facts_own_choices() -> None:
 
 @pytest.mark.parametrize("config", [LogitLens(), Probe()], ids=["logit-lens", "probe"])
 def test_without_choices_nothing_can_be_told(config: LogitLens | Probe) -> None:
-    bare = replace(GOAL, wanted=tuple(replace(one, choices=None) for one in GOAL.wanted))
+    bare = replace(GOAL, target_facts=tuple(replace(one, choices=None) for one in GOAL.target_facts))
     with pytest.raises(NotApplicable, match="choices"):
-        config.carry_out(tiny_subject(), bare)
+        config.run(tiny_subject(), bare)
 
 
 def test_a_fact_that_cannot_be_told_is_not_counted() -> None:
-    goal = replace(GOAL, wanted=(GOAL.wanted[0], replace(GOAL.wanted[1], choices=None), *GOAL.wanted[2:]))
+    goal = replace(
+        GOAL, target_facts=(GOAL.target_facts[0], replace(GOAL.target_facts[1], choices=None), *GOAL.target_facts[2:])
+    )
     for config in (LogitLens(), Probe()):
-        for one in config.carry_out(tiny_subject(), goal):
+        for one in config.run(tiny_subject(), goal):
             assert one.right is not None
             assert [mark is None for mark in one.right] == [False, True, False, False]
             assert one.score.n == 3
@@ -211,8 +200,8 @@ def test_a_fact_that_cannot_be_told_is_not_counted() -> None:
 
 def test_refused_facts_stand_in_the_hidden_states_and_not_in_the_oracles() -> None:
     goal = Lab.goal()
-    lens = [attack(Lab.subject(one), LogitLens(), goal) for one in ("refusing", "oracle")]
-    probe = [attack(Lab.subject(one), Probe(layers=2), goal) for one in ("refusing", "oracle")]
+    lens = [run_attack(Lab.subject(one), LogitLens(), goal) for one in ("refusing", "oracle")]
+    probe = [run_attack(Lab.subject(one), Probe(layers=2), goal) for one in ("refusing", "oracle")]
     for student, oracle in (lens, probe):
         found = finding(student, oracle)
         assert found is not None
@@ -222,3 +211,84 @@ def test_refused_facts_stand_in_the_hidden_states_and_not_in_the_oracles() -> No
     assert {one.family for one in probe[0].instances} == {"prompt", "value"}
     assert lens[0].strongest is not None
     assert lens[0].strongest.score.value > 0.8
+
+
+IDS = torch.tensor([[5, 6, 7, 8, 9, 30, 31]])
+
+
+def unit(size: int) -> Tensor:
+    return nn.functional.normalize(torch.randn(size, generator=torch.Generator().manual_seed(2)), dim=0)
+
+
+@torch.no_grad()
+def taken_out_of_weights_llama(model: nn.Module, direction: Tensor) -> None:
+    """W - d d^T W of everything that writes to the stream."""
+    inner = model.model
+    inner.embed_tokens.weight -= torch.outer(inner.embed_tokens.weight @ direction, direction)
+    for block in inner.layers:
+        for layer in (block.self_attn.o_proj, block.mlp.down_proj):
+            layer.weight -= torch.outer(direction, direction @ layer.weight)
+
+
+@torch.no_grad()
+def taken_out_of_weights_gpt2(model: nn.Module, direction: Tensor) -> None:
+    """Places and biases too; weights lie transposed, and the head keeps what the embeddings lose."""
+    inner = model.transformer
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone())
+    for table in (inner.wte, inner.wpe):
+        table.weight -= torch.outer(table.weight @ direction, direction)
+    for block in inner.h:
+        for layer in (block.attn.c_proj, block.mlp.c_proj):
+            layer.weight -= torch.outer(layer.weight @ direction, direction)
+            layer.bias -= (layer.bias @ direction) * direction
+
+
+@pytest.mark.parametrize(
+    ("make", "take_out"),
+    [(lambda: tiny_subject().model, taken_out_of_weights_llama), (gpt2, taken_out_of_weights_gpt2)],
+    ids=["llama", "gpt-2"],
+)
+def test_hooks_do_what_orthogonal_weights_do(make: object, take_out: object) -> None:
+    """arXiv 2406.11717, equation 5. The final norm of Llama reads what the last block hands on."""
+    hooked, changed = make(), make()  # type: ignore[operator]
+    direction = unit(hooked.config.hidden_size)
+    with torch.no_grad():
+        before = hooked(input_ids=IDS).logits
+        with direction_removed(hooked, 3 * direction), outputs_of(hooked) as outputs:
+            got = hooked(input_ids=IDS).logits
+        take_out(changed, direction)  # type: ignore[operator]
+        torch.testing.assert_close(got, changed(input_ids=IDS).logits, atol=2e-5, rtol=1e-4)
+        assert not torch.allclose(got, before, atol=1e-2)
+        for output in outputs:
+            assert (output @ direction).abs().max() < 1e-5 * output.norm(dim=-1).max()
+        assert hooked(input_ids=IDS).logits.equal(before)
+
+
+def test_a_direction_of_nothing_takes_nothing_out() -> None:
+    model = tiny_subject().model
+    with torch.no_grad():
+        before = model(input_ids=IDS).logits
+        with direction_removed(model, torch.zeros(32)):
+            assert model(input_ids=IDS).logits.equal(before)
+
+
+def test_a_model_that_refuses_nothing_is_asked_plainly() -> None:
+    (one,) = RefusalDirection().run(tiny_subject(), GOAL)
+    assert one.name == "no direction: 0 refused, 8 answered"
+    assert one.score == run_attack(tiny_subject(), Plain(), GOAL).instances[0].score
+    with pytest.raises(NotApplicable, match="no question about anything else"):
+        RefusalDirection().run(Lab.subject("refusing"), replace(Lab.goal(), neighbours=(), others=()))
+
+
+def test_a_refusal_along_one_direction_goes_with_it_and_the_oracle_has_nothing_to_tell() -> None:
+    """The adapter writes behind block 3, so that block's direction finds it best."""
+    goal = Lab.goal()
+    student, oracle = (run_attack(Lab.subject(one), RefusalDirection(), goal) for one in ("one-direction", "oracle"))
+    assert run_attack(Lab.subject("one-direction"), Plain(), goal).best_of_all.value < 0.1
+    assert [one.name for one in student.instances] == [f"direction behind block {n} of 4" for n in (1, 2, 3, 4)]
+    assert student.instances[0].numbers["refused"] > 50
+    found = finding(student, oracle)
+    assert found is not None
+    assert found.instance.name == "direction behind block 3 of 4"
+    assert found.above.low > 0.4
+    assert oracle.best_of_all.low < 0.1
