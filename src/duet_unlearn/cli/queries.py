@@ -119,7 +119,7 @@ def coverage_text(coverage: Coverage) -> str:
 
     found = coverage
     lines = {
-        "forget queries": f"{found.kept} of {found.wanted} wanted",
+        "forget queries": f"{found.kept} of {found.requested} wanted",
         "chunks with a query": f"{found.covered} of {found.chunks}, {100 * found.covered_characters:.0f} % of the text",
         "chunks asked": f"{found.asked}; {found.silent} of them hold nothing about the concept",
         "dropped": ", ".join(f"{count} {reason}" for reason, count in found.dropped.items()) or "nothing",
