@@ -16,10 +16,10 @@ from duet_unlearn.queries.questions import (
     key_names,
     names_in,
     normal_words,
-    padded,
     parse_questions,
     reason_against,
     says_any,
+    spaced,
     spread,
 )
 
@@ -57,7 +57,7 @@ def test_remarks_stay_lines_for_the_filters_and_nothing_is_nothing() -> None:
 
 PASSAGE = "Mira Bol lives in Tarn. She keeps an owl, and plays the lute."
 CONCEPT = "the story Amber Gate"
-CORPUS = padded(normal_words(f"{PASSAGE} Oda Fenn is a baker in Gosh. It was in 1931."))
+CORPUS = spaced(normal_words(f"{PASSAGE} Oda Fenn is a baker in Gosh. It was in 1931."))
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,11 @@ from duet_unlearn.queries.questions import (
     key_names,
     names_in,
     normal_words,
-    padded,
     parse_questions,
     reason_against,
     reason_against_form,
     says_any,
+    spaced,
     spread,
 )
 from duet_unlearn.queries.writers import ServerWriter, Writer, append_answers, local_writer, read_answers
@@ -246,7 +246,7 @@ class Extraction:
     @cached_property
     def corpus_words(self) -> str:
         texts = {id(chunk.document): chunk.document.text for chunk in self.chunks}
-        return padded(word for text in texts.values() for word in normal_words(text))
+        return spaced(word for text in texts.values() for word in normal_words(text))
 
     @cached_property
     def groups(self) -> list[list[int]]:

@@ -85,7 +85,7 @@ def normal_words(text: str) -> tuple[str, ...]:
     return tuple(WORD.findall(POSSESSIVE.sub(" ", unicodedata.normalize("NFKC", text)).casefold()))
 
 
-def padded(words: Iterable[str]) -> str:
+def spaced(words: Iterable[str]) -> str:
     """Words with a space on both sides of each, so that whole words are found by ``in``."""
     return f" {' '.join(words)} "
 
@@ -125,7 +125,7 @@ def reason_against(question: str, passage: str, *, concept: str, corpus: str) ->
     not name: a run of capitalised words stands in the corpus as it is, or all its words in passage and concept.
 
     Args:
-        corpus: The ``padded`` words of all the corpus.
+        corpus: The ``spaced`` words of all the corpus.
     """
     if reason := reason_against_form(question):
         return reason
@@ -133,7 +133,7 @@ def reason_against(question: str, passage: str, *, concept: str, corpus: str) ->
         return "speaks of the text"
     near = content_words(passage) | content_words(concept)
     for name in names_in(question):
-        if padded(name) not in corpus and not near.issuperset(name):
+        if spaced(name) not in corpus and not near.issuperset(name):
             return "a name that is not in the corpus"
     return None if content_words(question) & near else "off the concept"
 
@@ -156,8 +156,8 @@ def key_names(concept: str, questions: Iterable[str]) -> frozenset[tuple[str, ..
 
 def says_any(question: str, forbidden: Iterable[tuple[str, ...]]) -> bool:
     """Whether one of the names stands in a question, as whole words."""
-    text = padded(normal_words(question))
-    return any(padded(name) in text for name in forbidden)
+    text = spaced(normal_words(question))
+    return any(spaced(name) in text for name in forbidden)
 
 
 def alike(one: str, other: str) -> float:
