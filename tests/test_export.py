@@ -22,7 +22,8 @@ from duet_unlearn.api import export
 from duet_unlearn.data.prompts import PLAIN_TEMPLATE
 from duet_unlearn.errors import UserError
 from duet_unlearn.export import ExportOptions
-from duet_unlearn.export.check import Answers, _turned
+from duet_unlearn.export.folder import _turned
+from duet_unlearn.export.model_card import ComparedAnswers
 from duet_unlearn.runs import Run
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
@@ -231,7 +232,7 @@ def test_what_rounding_may_change(
 def test_each_forget_set_is_held_to_the_share_of_rounding(
     compared: int, turned: int, forget: tuple[tuple[int, int], ...], within: bool
 ) -> None:
-    assert Answers(compared, turned, turned, forget).within(0.1) is within
+    assert ComparedAnswers(compared, turned, turned, forget).within(0.1) is within
 
 
 def test_an_answer_that_is_neither_right_nor_wrong_is_held_to_its_words() -> None:

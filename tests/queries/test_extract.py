@@ -223,7 +223,7 @@ def test_the_command_prints_the_coverage(corpus: Path, duet: Callable[..., Done]
         how = ("--model", "mini", "--server", server.address, "--out", out, "--count", 8, "--chunk", 70)
         done = duet("queries", corpus, *how, "--concept", "the story Amber Gate")
         assert done.code == 0, done.err
-        assert "8 of 8 wanted" in done.out
+        assert "8 of 8 requested" in done.out
         assert "4 of 4, 100 % of the text" in done.out
         assert "ask: 4/4" in done.err
         out.unlink()

@@ -72,10 +72,12 @@ def attacks_markdown() -> str:
     parts = []
     for one in ATTACKS:
         within = [suite for suite, names in suites.items() if one.name in names]
-        told = f"*{title_of(one)}. The attacker {ACCESS[one.access]}. In: {', '.join(within) or 'no packaged suite'}.*"
+        summary = (
+            f"*{title_of(one)}. The attacker {ACCESS[one.access]}. In: {', '.join(within) or 'no packaged suite'}.*"
+        )
         about = f"{IDEAS[one.name][1]} " if isinstance(one, Worded) else ""
         head, rest = _section(one.name, type(one), **asdict(one)).split("\n\n", 1)
-        parts.append(f"{head}\n\n{told}\n\n{about}{rest}")
+        parts.append(f"{head}\n\n{summary}\n\n{about}{rest}")
     return "\n\n".join(parts) + "\n"
 
 
