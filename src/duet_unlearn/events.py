@@ -1,4 +1,4 @@
-"""What library code tells whoever watches: one kind of event, no terminal in sight."""
+"""How library code reports its progress: one kind of event, and no terminal."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """The watcher that watches nothing: the default of every `on_event`."""
+    """Does nothing: the default of every `on_event`."""
 
 
-def words(seconds: float) -> str:
-    """A time as it is said: ``40 s``, ``12 min``, ``1 h 05 min``."""
+def duration_text(seconds: float) -> str:
+    """A time as a person would write it: ``40 s``, ``12 min``, ``1 h 05 min``."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

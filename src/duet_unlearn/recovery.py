@@ -24,7 +24,7 @@ from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.files import atomic_write_json, read_text
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.subject import ModelSubject, Subject
-from duet_unlearn.events import Event, OnEvent, ignore, words
+from duet_unlearn.events import Event, OnEvent, duration_text, ignore
 from duet_unlearn.job import Job, hashed, load_job
 from duet_unlearn.report import write_report
 from duet_unlearn.report.compare import WIDTH, blocks
@@ -242,7 +242,7 @@ class Clock:
 def _tell(on_event: OnEvent, tasks: Sequence[Task], left: Sequence[Task], now: Task, clock: Clock, inside: str) -> None:
     rest = left[left.index(now) :]
     seconds = sum(clock.seconds(task) for task in rest)
-    text = f"{now.subject}: {now.attack.name}{inside}; about {words(seconds)} left"
+    text = f"{now.subject}: {now.attack.name}{inside}; about {duration_text(seconds)} left"
     on_event(Event("attack", len(tasks) - len(rest), len(tasks), text))
 
 

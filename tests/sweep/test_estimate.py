@@ -9,7 +9,7 @@ import pytest
 from sweeps import write_suite
 from workplace import Workplace
 
-from duet_unlearn.events import words
+from duet_unlearn.events import duration_text
 from duet_unlearn.sweep.estimate import announcement, guesser, seconds_left
 from duet_unlearn.sweep.suite import Expected, load_suite
 from duet_unlearn.sweep.tasks import Sweep
@@ -32,7 +32,7 @@ def test_a_run_takes_as_long_as_its_like() -> None:
     [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (3569, "59 min"), (3590, "1 h 00 min"), (9000, "2 h 30 min")],
 )
 def test_words(seconds: float, text: str) -> None:
-    assert words(seconds) == text
+    assert duration_text(seconds) == text
 
 
 def test_the_time_left_falls_with_what_is_done(workplace: Workplace) -> None:

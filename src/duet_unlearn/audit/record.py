@@ -174,14 +174,10 @@ def _done(data: RunData) -> dict[str, Any]:
         "started": env.get("started"),
         "seconds": {phase: round(found["seconds"], 1) for phase, found in data.timings.items()},
         "steps": max((row["step"] for row in data.steps), default=0),
-        "device": env.get("device"),
-        "platform": env.get("platform"),
-        "python": env.get("python"),
-        "commit": env.get("commit"),
+        **{name: env.get(name) for name in ("device", "platform", "python", "commit")},
         "packages": dict(env.get("packages", {})),
         "warnings": list(env.get("warnings", [])),
-        "recipe_hash": env.get("hashes", {}).get("recipe"),
-        "settings_hash": env.get("hashes", {}).get("settings"),
+        **{f"{name}_hash": env.get("hashes", {}).get(name) for name in ("recipe", "settings")},
     }
 
 
@@ -300,11 +296,20 @@ def recovery_row(
         more: Other values than these in the row.
     """
     return {
-        "source": source, "name": name, "title": title, "access": access, "metric": "right", "status": "done",
+        "source": source,
+        "name": name,
+        "title": title,
+        "access": access,
+        "metric": "right",
+        "status": "done",
         "outcome": WORDS[outcome],
         **{subject: score_json(scores.get(subject, NO_SCORE)) for subject in SUBJECTS},
-        "above": score_json(above), "best_of_all": score_json(NO_SCORE), "instance": "", "instances": 0,
-        "tokens_per_fact": None, "notes": [],
+        "above": score_json(above),
+        "best_of_all": score_json(NO_SCORE),
+        "instance": "",
+        "instances": 0,
+        "tokens_per_fact": None,
+        "notes": [],
     } | more
 
 

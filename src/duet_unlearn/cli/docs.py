@@ -119,5 +119,5 @@ if __name__ == "__main__":
     measured = page.read_text(encoding="utf-8").partition(MEASURED)[2] if page.exists() else "\n"
     page.write_text(f"{methods_markdown()}\n{MEASURED}{measured}", encoding="utf-8")
     attacks = folder / "attacks.md"
-    said = attacks.read_text(encoding="utf-8").partition(LISTED)[0] if attacks.exists() else "# Attacks\n\n"
-    attacks.write_text(f"{said}{LISTED}\n\n{attacks_markdown()}", encoding="utf-8")
+    head = attacks.read_text(encoding="utf-8").partition(LISTED)[0] if attacks.exists() else "# Attacks\n\n"
+    attacks.write_text(f"{head}{LISTED}\n\n{attacks_markdown()}", encoding="utf-8")

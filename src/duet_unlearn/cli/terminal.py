@@ -30,7 +30,7 @@ SetOpt = Annotated[
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 RedactOpt = Annotated[
     bool,
-    typer.Option("--redact", help="Leave questions and answers out, hash names; written beside, as ..-redacted."),
+    typer.Option("--redact", help="Leave questions and answers out, hash names; written next to it, as ..-redacted."),
 ]
 KeepNameOpt = Annotated[bool, typer.Option("--keep-name", help="Redacted, but with the concept's name.")]
 INTERVAL = 5.0

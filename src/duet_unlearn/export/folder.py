@@ -78,7 +78,7 @@ class ExportOptions:
     """Hub id of the base, for the card and the adapter; None: the recipe's model, where that is a hub id."""
     chat_template: Literal["base", "recipe"] = "base"
     """``base``: template and tokeniser are the base's, byte by byte. ``recipe``: the recipe's model.chat_template is
-    written beside the tokeniser."""
+    written next to the tokeniser."""
     max_shard_size: str = "5GB"
     """Size of one file of weights at most."""
 
@@ -256,7 +256,7 @@ def _write_weights(run: Run, options: ExportOptions, dtype: DType, folder: Path)
 
 
 def _write_tokenizer(job: Job, options: ExportOptions, source: Path, folder: Path) -> None:
-    """The base's files as they are; the recipe's template beside them where that is asked for."""
+    """The base's files as they are; the recipe's template next to them where that is asked for."""
     kept = {path for pattern in KEPT for path in source.glob(pattern) if path.is_file()}
     for name in (path.relative_to(source) for path in kept):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -309,9 +309,9 @@ def compare_answers(
         batch_size=config.batch_size,
     ).samples
     pairs = [(stored[row["set"], row["id"]], row) for row in samples_now]
-    turned = [(now["set"], _turned(then, now)) for then, now in pairs]
+    turned = [(now["set"], counts_otherwise(then, now)) for then, now in pairs]
     low = [one.name for one in sets if one.better == "low"]
-    by_set = [[is_other for name, is_other in turned if name == wanted] for wanted in low]
+    by_set = [[is_other for name, is_other in turned if name == forget_set] for forget_set in low]
     return ComparedAnswers(
         compared=len(pairs),
         differing=sum(then["output"] != now["output"] for then, now in pairs),
@@ -320,7 +320,7 @@ def compare_answers(
     )
 
 
-def _turned(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def counts_otherwise(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether an answer counts otherwise than the stored one."""
     if then["outcome"] != now["outcome"] or then["outcome"] is not None:
         return then["outcome"] != now["outcome"]

@@ -233,7 +233,7 @@ class ServerWriter:
 
 def _one_line(text: str, *, key: str, length: int) -> str:
     """The beginning of what a server wrote; some servers repeat the key that they refuse."""
-    return " ".join(text[:2000].replace(key, "[key]").split())[:length]
+    return " ".join(text.replace(key, "[key]")[:2000].split())[:length]
 
 
 Writer = LocalWriter | ServerWriter

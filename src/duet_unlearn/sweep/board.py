@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from duet_unlearn.events import Event, OnEvent, words
+from duet_unlearn.events import Event, OnEvent, duration_text
 from duet_unlearn.sweep.estimate import seconds_left
 from duet_unlearn.sweep.tasks import Row, Sweep, Task
 
@@ -27,14 +27,14 @@ class Board:
     def begin(self) -> None:
         """Take what is done already as told."""
         self.seen = {task for task in self.sweep.tasks() if self.sweep.done(task)}
-        self.left = words(seconds_left(self.sweep, workers=self.workers()))
+        self.left = duration_text(seconds_left(self.sweep, workers=self.workers()))
         self._tell("", f"{self.left} left")
 
     def look(self) -> None:
         """Tell every run that was finished since."""
         fresh = [(task, row) for task in self.sweep.tasks() if task not in self.seen and (row := self.sweep.row(task))]
         if fresh:
-            self.left = words(seconds_left(self.sweep, workers=self.workers()))
+            self.left = duration_text(seconds_left(self.sweep, workers=self.workers()))
         for task, row in fresh:
             self.seen.add(task)
             self._tell(task.about, f"{outcome(row)}; {self.left} left")
@@ -52,7 +52,7 @@ def outcome(row: Row) -> str:
     """A run's result in some words."""
     if row["failed"]:
         return f"failed: {row['failed']}"
-    time = words(row["seconds"]["total"])
+    time = duration_text(row["seconds"]["total"])
     if row["kind"] == "tune":
         return f"score {row['score']:.3f} (forgot {1 - row['forget']:.0%}, kept {row['keep']:.0%}) in {time}"
     return f"done in {time}"

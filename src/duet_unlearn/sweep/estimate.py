@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from statistics import fmean
 
-from duet_unlearn.events import words
+from duet_unlearn.events import duration_text
 from duet_unlearn.sweep.suite import Expected
 from duet_unlearn.sweep.tasks import Row, Sweep
 
@@ -43,7 +43,7 @@ def announcement(sweep: Sweep, *, workers: int) -> str:
     done = f"{total - len(open_)} of them done; " if measured else ""
     return (
         f"sweep {suite.name}: {len(suite.methods)} methods, {sweep.loaded.num_trials} trials each, {sweep.num_tests}"
-        f" tests each: {total} runs, {done}about {words(seconds_left(sweep, workers=workers))}"
+        f" tests each: {total} runs, {done}about {duration_text(seconds_left(sweep, workers=workers))}"
         f" with {workers} worker{'s' if workers > 1 else ''}, {basis}"
     )
 
