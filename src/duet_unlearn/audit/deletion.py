@@ -97,6 +97,7 @@ def purge(path: Path | str, *, shown: Shown = "scores", key: bytes | None = None
                 if Path(place) != folder and not os.listdir(place):
                     Path(place).rmdir()
             atomic_write_text(folder / PURGED, read_text(folder / PURGING / PURGED))
+        # Last: while it is there, every verb says that a purge is under way, and the same call goes on.
         shutil.rmtree(folder / PURGING)
     return planned
 
@@ -190,6 +191,3 @@ def _files(folder: Path) -> list[Path]:
 
 def _stays(path: Path) -> bool:
     return path.parts[0] in (*KEPT, PURGING, PURGED)
-
-
-__all__ = ["Purge", "plan_purge", "purge"]

@@ -129,6 +129,7 @@ def record_of(run: Run, data: RunData, *, base: str) -> dict[str, Any]:
     requests = sorted({request for found in data.requests.values() for request in found})
     concepts = dict.fromkeys([str(recipe.get("concept") or ""), *data.env.get("concepts", [])])
     sources = recipe.get("data") or {}
+    # Another model may lie there today: the audit has the base of then and of now.
     try:
         folder = Path(model_folder(base))
     except UserError:
@@ -263,6 +264,7 @@ def _recovery(run: RunData, *, unmerged: bool, inference: bool, weights: str | N
         row = recovery_row("evaluation", column.name, column.title, access, outcome, scores, above, status=status)
         found.append(row)
     for way in ways(run):
+        # An attack on other weights proves nothing about these; it is named among what was not tested.
         if _stale(run, way, weights):
             continue
         scores = {name: tried.rate for name, tried in way.tried.items()}

@@ -28,7 +28,7 @@ def audit(
     and after, what was forgotten and kept, what came back under which attack, what was not tested. Attack the run
     first: duet attack.
     """
-    shown = shown_of(redact, keep_name)
+    shown = shown_of(redact, keep_name)  # a wrong call is refused before torch is imported
     from duet_unlearn.audit import write_audit
 
     written = write_audit(run, shown=shown)
@@ -66,6 +66,7 @@ def purge(
             typer.echo(f"  {top}" + (f" ({number} files)" if top.endswith("/") else ""), err=True)
         for note in planned.notes:
             typer.echo(f"note: {note}", err=True)
+        # A script cannot answer, and must not wait for ever.
         if not sys.stdin.isatty():
             raise UserError(f"{run}: nobody is there to be asked whether to delete this", "give --yes")
         if not typer.confirm("delete?", err=True):

@@ -65,7 +65,8 @@ def write_starter(model: str, *, concept: str, name: str | None, folder: Path) -
         folder / f"{slug}.yaml": recipe.format(
             name=slug,
             model=model,
-            concept=" ".join(concept.split()),
+            concept=" ".join(concept.split()),  # it stands in a comment, which is one line
+            # A JSON string is a YAML string: a concept may hold quotes, colons and line breaks.
             model_yaml=json.dumps(model, ensure_ascii=False),
             concept_yaml=json.dumps(concept, ensure_ascii=False),
             precision="fp32" if small else "bf16",
@@ -78,6 +79,7 @@ def write_starter(model: str, *, concept: str, name: str | None, folder: Path) -
         questions = (STARTER / f"{role}.txt").read_text(encoding="utf-8").splitlines()
         rows = [{"question": question.replace("{concept}", concept)} for question in questions]
         texts[folder / f"{slug}-{role}.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # All are looked at before one is written: a second try would stumble over the first one's files.
     for path in texts:
         if path.exists():
             raise UserError(f"{path}: is there already", "choose other names with --name, or move it away")
@@ -275,11 +277,13 @@ def sweep(
     if slurm:
         typer.echo(sweeps.slurm_script(prepared, workers=workers), nl=False)
         return
+    # It takes hours: how many, and what is there already, is announced before.
     typer.echo(sweeps.announcement(prepared, workers=workers), err=True)
     with progress(every="sweep") as on_event:
         results = sweeps.run(prepared, workers=workers, on_event=on_event)
     written = f"results: {prepared.out / 'results.json'}\nreport: {prepared.out / 'report.html'}"
     typer.echo(json_text(results) if as_json else f"{sweeps.table_text(results)}\n\n{written}")
+    # Printed also where something failed: the rest of the table can be used. The exit code tells scripts.
     if problems := sweeps.problems_text(results):
         typer.echo(f"failed:\n{problems}", err=True)
     if missing := results["counts"]["test"]["failed"] + sum(bool(method["failed"]) for method in results["methods"]):

@@ -68,6 +68,7 @@ def probe(recipe: RecipeArg, settings: SetOpt = None, as_json: JsonOpt = False) 
     from duet_unlearn.config.reading import load_recipe
 
     loaded = load_recipe(recipe, settings or [])
+    # Torch comes with it: a mistake in the recipe is reported before.
     from duet_unlearn import api
 
     with progress() as on_event:
@@ -184,6 +185,7 @@ def attack(
     if not is_run and like:
         raise UserError("--like takes over results of a run, and this is a model", "leave it away")
     loaded = load_recipe(recipe, settings or []) if recipe else None
+    # Torch comes with these: a wrong call is refused before.
     from duet_unlearn import recovery
     from duet_unlearn.attacks import load_suite
 
@@ -244,6 +246,7 @@ def chat(
         raise UserError("there is no question", 'give one: duet chat RUN "Who is ..?"')
     with progress() as on_event:
         answers = api.chat(run, text, on_event=on_event)
+    # As text the answers stand side by side; JSON has them as the model wrote them.
     shown = {subject: answer.strip() for subject, answer in answers.items()}
     typer.echo(json_text(answers) if as_json else pairs_text(shown))
 

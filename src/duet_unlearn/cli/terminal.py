@@ -47,6 +47,7 @@ def progress(*, every: str | None = None) -> Iterator[OnEvent]:
     if not sys.stderr.isatty():
         yield plain_lines(sys.stderr, every=every)
         return
+    # Imported here, for rich is slow to import and most calls draw nothing.
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn

@@ -126,6 +126,7 @@ def export(
     # Of a whole model the type that the base is stored in, of an adapter the one that it runs in.
     stored = _stored_dtype(source) if options.form == "merged" else None
     dtype = options.dtype or stored or job.recipe.model.dtype
+    # It gets its name last, so that a folder with a name has been loaded and has answered.
     with atomic_folder(target) as temporary:
         on_event(Event("export", 0, 3, "weights"))
         _write_weights(found, options, dtype, temporary)
@@ -162,6 +163,7 @@ def _job(run: Run, options: ExportOptions) -> Job:
     if options.form == "adapter" and not _is_adapter(run):
         raise UserError(f"{run.path}: this run has no adapter", "leave --as away; model.lora trains an adapter")
     job = load_job(recipe)
+    # The answers are compared with the stored ones, which were given to these questions.
     begun = json.loads(read_text(run.env))["hashes"]
     for part, value in ({"model": job.weights} | job.query_hashes()).items():
         if begun.get(part) != value:

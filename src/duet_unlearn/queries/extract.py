@@ -371,6 +371,7 @@ class Extraction:
             off = [pair for pair, word in zip(self.kept, answers, strict=True) if word.strip()[:2].lower() == "no"]
             if not off:
                 return
+            # Others move up into their places, and these must pass too.
             for number, question in off:
                 self.written[number].remove(question)
             self.off.update(off)
