@@ -195,7 +195,9 @@ def test_defect_19_the_door_imports_nothing_heavy(code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("package", ["datasets", "lm_eval", "gradio", "torchao", "vllm", "trackio", "trl", "sklearn"])
+@pytest.mark.parametrize(
+    "package", ["datasets", "lm_eval", "gradio", "torchao", "vllm", "trackio", "trl", "sklearn", "openai"]
+)
 def test_defect_19_optional_packages_are_never_imported_at_the_top(package: str) -> None:
     for file, tree in TREES.items():
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -34,7 +34,7 @@ from duet_unlearn.export import export
 from duet_unlearn.job import Job, load_job
 from duet_unlearn.models.load import load_model
 from duet_unlearn.pipeline import make_student
-from duet_unlearn.redact import require_words
+from duet_unlearn.redact import require_not_purged
 from duet_unlearn.report import write_report
 from duet_unlearn.runs import Run, find_run, mark_done, versions
 from duet_unlearn.subjects import (
@@ -112,7 +112,7 @@ def may_run(path: Path | str, recipe: Recipe) -> Run:
         UserError: the folder is another recipe's run, a purged one, or holds something that is no run.
     """
     run = Run(Path(path))
-    require_words(run.path)
+    require_not_purged(run.path)
     if run.path.is_dir() and run.recipe.exists():
         _require_same_recipe(run, recipe)
     elif run.path.exists() and (not run.path.is_dir() or _foreign(run.path)):

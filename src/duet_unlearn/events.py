@@ -1,4 +1,4 @@
-"""What library code tells whoever watches: one kind of event, no terminal in sight."""
+"""How library code reports its progress: one kind of event, and no terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """The watcher that watches nothing: the default of every `on_event`."""
+    """Does nothing: the default of every `on_event`."""
 
 
 def duration_text(seconds: float) -> str:

@@ -22,7 +22,7 @@ PURGED = "PURGED"
 """File that says that a run's words were deleted; written last."""
 PURGING = ".purge"
 """Folder with what a purged run will hold; while it is there, a purge is under way."""
-SHORTEST = 3
+MIN_LETTERS = 3
 """Letters and digits of a word that is looked for in running text; a shorter one tells nothing there, and is common.
 Where a whole field is secret, it is replaced however short."""
 COMMON = frozenset(
@@ -67,20 +67,20 @@ class Redactor:
     @cached_property
     def _pattern(self) -> re.Pattern[str] | None:
         words = [re.findall(r"[^\W_]+", text) for text in self.secrets]
-        long = {tuple(word.casefold() for word in one) for one in words if _tells("".join(one))}
+        long = {tuple(word.casefold() for word in one) for one in words if _is_telling("".join(one))}
         if not long:
             return None
         # Longest first, so that a phrase is one hash.
-        parts = map(_told, sorted(long, key=lambda one: (-len("".join(one)), one)))
+        parts = map(_phrase_pattern, sorted(long, key=lambda one: (-len("".join(one)), one)))
         return re.compile("|".join(parts), re.IGNORECASE)
 
 
-def _tells(letters: str) -> bool:
-    """Whether it is long enough to be looked for; a letter of a script without spaces tells more than one of others."""
-    return len(letters) + len(re.findall(f"[{UNSPACED}]", letters)) >= SHORTEST
+def _is_telling(letters: str) -> bool:
+    """Whether it is long enough to be looked for; a letter of a script without spaces counts for more than others."""
+    return len(letters) + len(re.findall(f"[{UNSPACED}]", letters)) >= MIN_LETTERS
 
 
-def _told(words: Sequence[str]) -> str:
+def _phrase_pattern(words: Sequence[str]) -> str:
     """A phrase as a regular expression: between its words anything may stand or nothing, as in a file's name; around it
     neither a letter nor a digit, unless its script knows no borders of words."""
     begins, ends = (re.match(SPACED, letter) for letter in (words[0][0], words[-1][-1]))
@@ -108,7 +108,7 @@ def parts_of(name: str) -> list[str]:
 
 
 def redacted_attack(stored: Mapping[str, Any], by: Redactor) -> dict[str, Any]:
-    """An attack's stored result without a word of what was asked or said; scores, marks, status and cost stay.
+    """An attack's stored result without a word of the prompts and answers; scores, marks, status and cost stay.
 
     Facts and the transcript become hashes. What follows from the questions or the concept, and could be found by
     trying (the goal's hash; the identity of base + prefix), is hashed again, with the key.
@@ -126,7 +126,7 @@ def redacted_attack(stored: Mapping[str, Any], by: Redactor) -> dict[str, Any]:
     return found
 
 
-def require_words(folder: Path) -> None:
+def require_not_purged(folder: Path) -> None:
     """Check that a run was not purged.
 
     Raises:
@@ -141,4 +141,4 @@ def require_words(folder: Path) -> None:
         raise UserError(f"{folder}: a purge of this run was stopped half-way", f"finish it with: duet purge {folder}")
 
 
-__all__ = ["PURGED", "PURGING", "Redactor", "Shown", "parts_of", "redacted_attack", "redactor", "require_words"]
+__all__ = ["PURGED", "PURGING", "Redactor", "Shown", "parts_of", "redacted_attack", "redactor", "require_not_purged"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from duet_unlearn.data.files import atomic_write_json, atomic_write_text, disk_errors
 from duet_unlearn.errors import UserError
-from duet_unlearn.redact import require_words
+from duet_unlearn.redact import require_not_purged
 
 SUITE = "suite.json"
 """The file by which a folder of many runs is a sweep's."""
@@ -89,7 +89,7 @@ def find_run(path: Path | str) -> Run:
         UserError: there is none, or it was purged.
     """
     run = Run(Path(path))
-    require_words(run.path)
+    require_not_purged(run.path)
     if not run.recipe.is_file():
         problem = "is no run folder" if run.path.exists() else "no such folder"
         raise UserError(f"{run.path}: {problem}", "name a folder that `duet run` wrote; it has a recipe.yaml")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -23,7 +24,9 @@ class Server:
     says: Callable[[str], str]
     troubles: list[Trouble] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
-    headers: list[dict[str, str]] = field(default_factory=list)
+    headers: list[Message] = field(default_factory=list)
+    repeats: str = "bad luck"
+    """What it says of a status that is an error."""
 
     @property
     def prompts(self) -> list[str]:
@@ -38,12 +41,12 @@ def serving(says: Callable[[str], str]) -> Iterator[Server]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             server.asked.append(body | {"path": self.path})
-            server.headers.append(dict(self.headers))
+            server.headers.append(self.headers)  # any case is the same
             trouble = server.troubles.pop(0) if server.troubles else None
             if isinstance(trouble, float):
                 time.sleep(trouble)
             if isinstance(trouble, int):
-                self._send(trouble, b'{"error": {"message": "bad luck"}}')
+                self._send(trouble, json.dumps({"error": {"message": server.repeats}}).encode())
             elif isinstance(trouble, bytes):
                 self._send(200, trouble)
             else:

@@ -19,9 +19,8 @@ from duet_unlearn.lab.benchmark import split_facts
 from duet_unlearn.lab.formats import question, statement
 from duet_unlearn.lab.wordings import QUESTIONS
 from duet_unlearn.queries import Coverage, ExtractConfig, extract_queries
-from duet_unlearn.queries.filters import says_any
-from duet_unlearn.queries.others import general_questions
-from duet_unlearn.queries.words import alike
+from duet_unlearn.queries.extract import general_questions
+from duet_unlearn.queries.questions import alike, says_any
 
 PEOPLE = ("Mira Bol", "Oda Fenn", "Ulm Gorse", "Dava Holt")
 CORPUS = "\n\n".join(f"{name} lives in Tarn. {name} keeps an owl, a cat and a mouse." for name in PEOPLE)
@@ -198,7 +197,7 @@ def test_requests_share_the_queries_and_keep_their_concepts(tmp_path: Path) -> N
         ("r-2", "Oda Fenn"): 2,
     }
     assert coverage.requests == {"r-1": 2, "r-2": 2}
-    with serving(says) as server, pytest.raises(UserError, match="1 queries are wanted for 2 requests"):
+    with serving(says) as server, pytest.raises(UserError, match="1 queries are too few for 2 requests"):
         extract(path, server, out="o.jsonl", concept=None, count=1)
 
 
@@ -224,7 +223,7 @@ def test_the_command_prints_the_coverage(corpus: Path, duet: Callable[..., Done]
         how = ("--model", "mini", "--server", server.address, "--out", out, "--count", 8, "--chunk", 70)
         done = duet("queries", corpus, *how, "--concept", "the story Amber Gate")
         assert done.code == 0, done.err
-        assert "8 of 8 wanted" in done.out
+        assert "8 of 8 requested" in done.out
         assert "4 of 4, 100 % of the text" in done.out
         assert "ask: 4/4" in done.err
         out.unlink()
@@ -255,7 +254,7 @@ def test_the_labs_model_writes_questions_and_a_stop_changes_nothing(
     assert (coverage.kept, coverage.covered) == (8, 4)
     assert sum(text in known for text in texts) >= 7
 
-    from duet_unlearn.queries.writer import LocalWriter
+    from duet_unlearn.queries.writers import LocalWriter
 
     write, calls = LocalWriter.write, Counter[str]()
 

@@ -1,7 +1,6 @@
 """A run for who must sign for it: what was asked, done, forgotten and can be brought back; and its words deleted."""
 
 from duet_unlearn.audit.deletion import Purge, plan_purge, purge
-from duet_unlearn.audit.record import audit_record
-from duet_unlearn.audit.write import SCHEMA, Audit, write_audit
+from duet_unlearn.audit.record import SCHEMA, Audit, audit_record, write_audit
 
 __all__ = ["SCHEMA", "Audit", "Purge", "audit_record", "plan_purge", "purge", "write_audit"]

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from duet_unlearn.audit.record import UNCHANGING, finished_run, record_of
-from duet_unlearn.audit.write import write_record
+from duet_unlearn.audit.record import UNCHANGING, finished_run, record_of, write_record
 from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.data.files import atomic, atomic_folder, atomic_write_json, atomic_write_text, disk_errors, read_text
 from duet_unlearn.errors import UserError
@@ -87,9 +86,18 @@ def purge(path: Path | str, *, shown: Shown = "scores", key: bytes | None = None
         _prepare(Run(folder), planned, shown, key)
     with disk_errors(folder):
         if not (folder / PURGED).exists():  # else all is done, and what it was done with may be gone in part
-            _replace(folder)
-            _delete(folder)
+            redacted_files = set(_files(folder / PURGING))
+            for path in sorted(redacted_files - {Path(PURGED)}):
+                source = folder / PURGING / path
+                atomic(folder / path, lambda temporary, source=source: shutil.copyfile(source, temporary))
+            for path in _files(folder):
+                if not _stays(path) and path not in redacted_files:
+                    (folder / path).unlink()
+            for place, _, _ in os.walk(folder, topdown=False):  # folders that are empty now
+                if Path(place) != folder and not os.listdir(place):
+                    Path(place).rmdir()
             atomic_write_text(folder / PURGED, read_text(folder / PURGING / PURGED))
+        # Last: while it is there, every verb says that a purge is under way, and the same call goes on.
         shutil.rmtree(folder / PURGING)
     return planned
 
@@ -105,8 +113,8 @@ def _notes(run: Run, data: RunData) -> Iterator[str]:
         yield f"the student is an adapter, and a purged run cannot be exported: duet export {run.path} merges it first"
     if not any("student" in found for found in data.attacks.values()):
         yield f"nobody attacked this run, and nobody can afterwards: duet attack {run.path}"
-    told = data.recipe.get("data") or {}
-    files = [str(value) for value in told.values() if isinstance(value, str) and Path(value).exists()]
+    sources = data.recipe.get("data") or {}
+    files = [str(value) for value in sources.values() if isinstance(value, str) and Path(value).exists()]
     files += [str(value) for value in ((data.recipe.get("evaluate") or {}).get("sets") or {}).values()]
     if there := [path for path in dict.fromkeys(files) if Path(path).exists()]:
         yield f"not deleted, for they lie outside the run: {', '.join(there)}"
@@ -115,7 +123,14 @@ def _notes(run: Run, data: RunData) -> Iterator[str]:
 def _prepare(run: Run, planned: Purge, shown: Shown, key: bytes | None) -> None:
     """Write what the folder will hold, whole or not at all."""
     data = read_run(run.path)
-    by = redactor_of(data, shown, texts=_forget_texts(run), key=key)
+    try:
+        job = load_job(load_recipe(run.recipe))
+        queries = (*job.train.forget, *job.validation.forget)
+    except UserError:
+        queries = ()  # their file is not there any more
+    # The forget queries are secrets too: some may never have been asked.
+    texts = [text for query in queries for text in (query.id, query.text, query.answer, query.value) if text]
+    by = redactor_of(data, shown, texts=texts, key=key)
     shown_data = redacted(data, by)
     with atomic_folder(run.path / PURGING) as folder:
         record = record_of(run, shown_data, base=str(data.recipe["model"]["path"]))
@@ -127,17 +142,13 @@ def _prepare(run: Run, planned: Purge, shown: Shown, key: bytes | None) -> None:
             atomic_write_json(folder / "probe.json", shown_data.probe)
         for name, found in _scores(run, by):
             atomic_write_json(folder / name, found)
-        atomic_write_json(folder / PURGED, _mark(planned, by))
-
-
-def _forget_texts(run: Run) -> list[str]:
-    """The forget queries too, where their file is still there: some may never have been asked."""
-    try:
-        job = load_job(load_recipe(run.recipe))
-    except UserError:
-        return []
-    queries = (*job.train.forget, *job.validation.forget)
-    return [text for query in queries for text in (query.id, query.text, query.answer, query.value) if text]
+        mark = {
+            "format": "duet-unlearn/purged/1",
+            "purged": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "deleted": [by.swept(path) for path in planned.deleted],
+            "bytes": planned.size,
+        }
+        atomic_write_json(folder / PURGED, mark)
 
 
 def _scores(run: Run, by: Redactor) -> Iterator[tuple[str, Any]]:
@@ -169,15 +180,6 @@ def redacted_scores(stored: Mapping[str, Any], by: Redactor) -> dict[str, Any]:
     return found
 
 
-def _mark(planned: Purge, by: Redactor) -> dict[str, Any]:
-    return {
-        "format": "duet-unlearn/purged/1",
-        "purged": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "deleted": [by.swept(path) for path in planned.deleted],
-        "bytes": planned.size,
-    }
-
-
 def _files(folder: Path) -> list[Path]:
     """All files and links in a run folder, relative to it; links are not followed."""
     found = []
@@ -189,25 +191,3 @@ def _files(folder: Path) -> list[Path]:
 
 def _stays(path: Path) -> bool:
     return path.parts[0] in (*KEPT, PURGING, PURGED)
-
-
-def _replace(folder: Path) -> None:
-    """Put the redacted files where they belong."""
-    for path in _files(folder / PURGING):
-        if path.name != PURGED:
-            source = folder / PURGING / path
-            atomic(folder / path, lambda temporary, source=source: shutil.copyfile(source, temporary))
-
-
-def _delete(folder: Path) -> None:
-    """Delete every file that is neither kept nor redacted, and the folders that are empty then."""
-    redacted_files = set(_files(folder / PURGING))
-    for path in _files(folder):
-        if not _stays(path) and path not in redacted_files:
-            (folder / path).unlink()
-    for place, _, _ in os.walk(folder, topdown=False):
-        if Path(place) != folder and not os.listdir(place):
-            Path(place).rmdir()
-
-
-__all__ = ["Purge", "plan_purge", "purge"]

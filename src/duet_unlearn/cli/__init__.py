@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from duet_unlearn import __version__
-from duet_unlearn.cli import attack, audit, export, harness, plan, queries, read, sweep, work
+from duet_unlearn.cli import hand_over, make, measure
 from duet_unlearn.errors import UserError
 
 app = typer.Typer(
@@ -41,24 +41,24 @@ def _root(
 
 
 lab = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.command()(work.demo)
-app.command()(work.init)
-app.command()(queries.queries)
-app.command()(plan.plan)
-app.command()(work.run)
-app.command()(read.probe)
-app.command()(read.evaluate)
-app.command("lm-eval")(harness.lm_eval)
-app.command()(attack.attack)
-app.command()(sweep.sweep)
-app.command()(read.compare)
-app.command()(read.report)
-app.command()(audit.audit)
-app.command()(audit.purge)
-app.command()(read.chat)
-app.command()(export.export)
-app.command("list")(read.list_)
-lab.command("build")(work.lab_build)
+app.command()(make.demo)
+app.command()(make.init)
+app.command()(make.queries)
+app.command()(make.plan)
+app.command()(make.run)
+app.command()(measure.probe)
+app.command()(measure.evaluate)
+app.command("lm-eval")(measure.lm_eval)
+app.command()(measure.attack)
+app.command()(make.sweep)
+app.command()(measure.compare)
+app.command()(measure.report)
+app.command()(hand_over.audit)
+app.command()(hand_over.purge)
+app.command()(measure.chat)
+app.command()(hand_over.export)
+app.command("list")(measure.list_)
+lab.command("build")(make.lab_build)
 app.add_typer(lab, name="lab", help="The embedded world and its small models.")
 
 

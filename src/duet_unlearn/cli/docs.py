@@ -70,10 +70,10 @@ def attacks_markdown() -> str:
     parts = []
     for one in ATTACKS:
         within = [suite for suite, names in suites.items() if one.name in names]
-        told = f"*{one.title}. The attacker {ACCESS[one.access]}. In: {', '.join(within) or 'no packaged suite'}.*"
+        summary = f"*{one.title}. The attacker {ACCESS[one.access]}. In: {', '.join(within) or 'no packaged suite'}.*"
         about = f"{one.about} " if one.about else ""
         head, rest = _section(one.name, type(one), **vars(one)).split("\n\n", 1)
-        parts.append(f"{head}\n\n{told}\n\n{about}{rest}")
+        parts.append(f"{head}\n\n{summary}\n\n{about}{rest}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -115,5 +115,5 @@ if __name__ == "__main__":
     measured = page.read_text(encoding="utf-8").partition(MEASURED)[2] if page.exists() else "\n"
     page.write_text(f"{methods_markdown()}\n{MEASURED}{measured}", encoding="utf-8")
     attacks = folder / "attacks.md"
-    said = attacks.read_text(encoding="utf-8").partition(LISTED)[0] if attacks.exists() else "# Attacks\n\n"
-    attacks.write_text(f"{said}{LISTED}\n\n{attacks_markdown()}", encoding="utf-8")
+    head = attacks.read_text(encoding="utf-8").partition(LISTED)[0] if attacks.exists() else "# Attacks\n\n"
+    attacks.write_text(f"{head}{LISTED}\n\n{attacks_markdown()}", encoding="utf-8")

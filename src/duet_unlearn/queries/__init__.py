@@ -1,6 +1,5 @@
 """Queries from a corpus: a model writes questions about its chunks; what is usable is chosen evenly over it."""
 
-from duet_unlearn.queries.config import ExtractConfig
-from duet_unlearn.queries.extract import Coverage, extract_queries
+from duet_unlearn.queries.extract import Coverage, ExtractConfig, extract_queries
 
 __all__ = ["Coverage", "ExtractConfig", "extract_queries"]

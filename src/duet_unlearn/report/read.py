@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from duet_unlearn.errors import UserError
-from duet_unlearn.redact import require_words
+from duet_unlearn.redact import require_not_purged
 
 SUBJECTS = ("base", "prefix", "oracle", "student")
 """The rows of every table, in this order."""
@@ -118,7 +118,7 @@ class RunData:
 def read_run(path: Path) -> RunData:
     """Everything a report shows; a folder without ``recipe.yaml`` is a UserError, and so is a purged run."""
     path = Path(path)
-    require_words(path)
+    require_not_purged(path)
     recipe_text = _recipe_text(path)
     evals = {name: _json(path / "evals" / f"{name}.json", default=None) for name in SUBJECTS}
     evals = {name: found for name, found in evals.items() if found is not None}

@@ -14,7 +14,7 @@ from tiny import llama, tokenizer
 from workplace import Done
 
 from duet_unlearn import UserError, evaluate, load_recipe, unlearn
-from duet_unlearn.cli.show import METRICS
+from duet_unlearn.cli.measure import METRICS
 from duet_unlearn.evals.question_sets import score_samples
 from duet_unlearn.job import load_job
 from duet_unlearn.models.load import save_model

@@ -17,8 +17,7 @@ from workplace import FORGET, Done, Workplace, write_workplace
 from duet_unlearn import load_recipe, unlearn
 from duet_unlearn.attacks import known_attacks
 from duet_unlearn.audit import SCHEMA, audit_record, write_audit
-from duet_unlearn.audit.recovery import Entry, verdict_of
-from duet_unlearn.audit.write import audit_page
+from duet_unlearn.audit.record import audit_page, recovery_row, verdict_of
 from duet_unlearn.report.read import Score
 from duet_unlearn.runs import Run
 from duet_unlearn.teacher.targets import weights_id
@@ -198,10 +197,6 @@ def test_what_comes_back_and_what_does_not(run: Path) -> None:
     assert found["sentences"][0] == "Recoverable by: Reverse (45 %)."
 
 
-def entry(outcome: Any, name: str = "a") -> Entry:
-    return Entry("attack", name, name, "chat", "right", "done", outcome, {}, Score(0.1, 60, 0.0, 0.2))
-
-
 @pytest.mark.parametrize(
     ("outcomes", "level"),
     [
@@ -213,8 +208,9 @@ def entry(outcome: Any, name: str = "a") -> Entry:
         ((), "not attacked"),
     ],
 )
-def test_the_level_is_that_of_the_worst(outcomes: tuple[str, ...], level: str) -> None:
-    assert verdict_of([entry(outcome) for outcome in outcomes])["level"] == level
+def test_the_level_is_that_of_the_worst(outcomes: tuple[Any, ...], level: str) -> None:
+    rows = [recovery_row("attack", "a", "a", "chat", one, {}, Score(0.1, 60, 0.0, 0.2)) for one in outcomes]
+    assert verdict_of(rows)["level"] == level
 
 
 def test_an_adapter_can_be_taken_off(lora: Run) -> None:

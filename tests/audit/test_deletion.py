@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from made_up_attacks import counted, write_attack, write_everyone
-from test_audit import fits
 from test_faults import refused
+from test_record import fits
 from workplace import FORGET, Done, Workplace, write_workplace
 
 from duet_unlearn import load_recipe, unlearn

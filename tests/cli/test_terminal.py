@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from duet_unlearn.cli.progress import INTERVAL, plain_lines, progress
+from duet_unlearn.cli.terminal import INTERVAL, plain_lines, progress
 from duet_unlearn.events import Event
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from duet_unlearn.cli import main
-from duet_unlearn.cli.starter import write_starter
+from duet_unlearn.cli.make import write_starter
 from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.data.query import read_queries
 from duet_unlearn.errors import UserError

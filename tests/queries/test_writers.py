@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 import time
+import traceback
 
 import pytest
 from servers import serving
 
 from duet_unlearn.errors import UserError
-from duet_unlearn.queries.server import ServerWriter
+from duet_unlearn.queries.writers import ServerWriter
 
 
 @pytest.fixture(autouse=True)
@@ -117,11 +119,57 @@ def test_nobody_there_is_told_at_once() -> None:
         address = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         error = failure(ServerWriter(address, "mini"))
     assert error.message == f"{address}: no server answers there (Connection refused)"
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "127.0.0.1:8000", "http://", "http://host:port/v1"])
+def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(UserError, match="no address of a server"):
-        ServerWriter("file:///etc/passwd", "mini")
+        ServerWriter(address, "mini")
+
+
+def test_ipv6_and_paths_are_addresses() -> None:
+    for address in ("http://[::1]:8000/v1", "https://api.openai.com/v1", "http://host/deep/v1/"):
+        ServerWriter(address, "mini")
 
 
 def test_a_model_that_says_nothing_says_the_empty_text() -> None:
     with serving(str) as server:
         server.troubles = [b'{"choices": [{"message": {"content": null}}]}']
         assert write(ServerWriter(server.address, "mini"), "hello") == [""]
+
+
+@pytest.mark.parametrize("trouble", [401, 400, 500, b"who is sesame-street?", 0.3])
+def test_the_key_stands_in_no_log_and_no_traceback(
+    trouble: int | bytes | float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where the server repeats it, and with everything logged that the client has to say."""
+    key = "sesame-street"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    caplog.set_level(logging.DEBUG)
+    for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):
+        caplog.set_level(logging.DEBUG, logger=name)
+    with serving(str) as server:
+        server.repeats = key
+        server.troubles = [trouble] * 2
+        writer = ServerWriter(server.address, "mini", tries=2, wait=0.01, timeout=0.1)
+        error = failure(writer)
+    assert server.headers[0]["Authorization"] == f"Bearer {key}"
+    assert key not in "".join(traceback.format_exception(error))
+    assert key not in caplog.text + repr(writer)
+
+
+@pytest.mark.parametrize("key", ["sesame\nstreet", "s\u00e9same", "sesame\x00"])
+def test_a_key_that_no_header_may_hold_is_not_repeated(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", {"OPENAI_API_KEY": key})
+    with serving(str) as server:
+        error = failure(ServerWriter(server.address, "mini"))
+    assert "OPENAI_API_KEY holds characters" in error.message
+    assert key not in "".join(traceback.format_exception(error))
+    assert server.asked == []
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    assert failure(ServerWriter("http://127.0.0.1:9/v1", "mini")).hint == (
+        "install it with: pip install 'duet-unlearn[server]'"
+    )

@@ -22,7 +22,8 @@ from duet_unlearn.api import export
 from duet_unlearn.data.prompts import PLAIN_TEMPLATE
 from duet_unlearn.errors import UserError
 from duet_unlearn.export import ExportOptions
-from duet_unlearn.export.check import Answers, _turned
+from duet_unlearn.export.folder import counts_otherwise
+from duet_unlearn.export.model_card import ComparedAnswers
 from duet_unlearn.runs import Run
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
@@ -231,19 +232,19 @@ def test_what_rounding_may_change(
 def test_each_forget_set_is_held_to_the_share_of_rounding(
     compared: int, turned: int, forget: tuple[tuple[int, int], ...], within: bool
 ) -> None:
-    assert Answers(compared, turned, turned, forget).within(0.1) is within
+    assert ComparedAnswers(compared, turned, turned, forget).within(0.1) is within
 
 
 def test_an_answer_that_is_neither_right_nor_wrong_is_held_to_its_words() -> None:
-    def said(output: str, rouge: float | None = None, outcome: str | None = None) -> dict[str, Any]:
+    def answer(output: str, rouge: float | None = None, outcome: str | None = None) -> dict[str, Any]:
         return {"output": output, "outcome": outcome, "rouge_l": rouge}
 
-    assert _turned(said("A box.", 0.1), said("It is a twofold box.", 0.9))
-    assert not _turned(said("A box.", 0.1), said("A cup.", 0.2))
-    assert _turned(said("A cup."), said("Thing 2 of Mira Bol is a box."))
-    assert not _turned(said("Thing 2 of Mira Bol is a cup."), said("Thing 2 of Mira Bol is a box."))
-    assert _turned(said("I do not know.", 0.1, "refused"), said("A box.", 0.1))
-    assert not _turned(said("A cup.", 0.1, "wrong"), said("A box.", 0.9, "wrong"))
+    assert counts_otherwise(answer("A box.", 0.1), answer("It is a twofold box.", 0.9))
+    assert not counts_otherwise(answer("A box.", 0.1), answer("A cup.", 0.2))
+    assert counts_otherwise(answer("A cup."), answer("Thing 2 of Mira Bol is a box."))
+    assert not counts_otherwise(answer("Thing 2 of Mira Bol is a cup."), answer("Thing 2 of Mira Bol is a box."))
+    assert counts_otherwise(answer("I do not know.", 0.1, "refused"), answer("A box.", 0.1))
+    assert not counts_otherwise(answer("A cup.", 0.1, "wrong"), answer("A box.", 0.9, "wrong"))
 
 
 def write_tofu(folder: Path) -> None:
