@@ -33,14 +33,7 @@ from duet_unlearn.losses import generic
 from duet_unlearn.methods.base import Method
 from duet_unlearn.models.blocks import logits_at, reader
 from duet_unlearn.models.lora import add_lora, save_gradient_memory
-from duet_unlearn.teacher.targets import (
-    ROWS_AT_ONCE,
-    SHARD,
-    TOKENS_AT_ONCE,
-    LiveTargets,
-    TeacherTargets,
-    is_live,
-)
+from duet_unlearn.teacher.targets import ROWS_AT_ONCE, SHARD, TOKENS_AT_ONCE, LiveTargets, TeacherTargets, is_live
 from duet_unlearn.training.optimizers import make_optimizers, taken_gradients
 from duet_unlearn.training.step import Step
 
@@ -315,6 +308,7 @@ def _step(student: nn.Module, recipe: Recipe, load: Workload, ledger: Ledger) ->
     if method.splits_gradients:
         passes = [("forget", -(-rows // 2)), ("retain", max(1, rows // 2))]
     flops, apart = 0, dict[Role, list[Tensor | None]]()
+    # The counter stands outside the ledger: it may take an operation apart, whose parts the ledger must not book.
     with OperationCounter() as operations, ledger:
         for role, rows in passes:
             size = min(config.micro_batch_size or rows, rows)
@@ -329,7 +323,7 @@ def _step(student: nn.Module, recipe: Recipe, load: Workload, ledger: Ledger) ->
                 parameter.grad = gradient
         gradients = [p.grad for p in parameters if p.grad is not None]
         for gradient in gradients:
-            gradient.mul_(0.5)
+            gradient.mul_(0.5)  # the loop divides by the count of the whole step
         norm = torch.nn.utils.get_total_norm(gradients)
         torch.nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm or 1.0, norm)
         before = operations.get_total_flops()
@@ -366,9 +360,8 @@ def _targets(method: Method, batch: Batch, vocabulary: int) -> dict[Role, Teache
 
 def _examples(method: Method, load: Workload) -> list[Example]:
     """The method's rows of one forget and one retain query, in the workload's lengths."""
-    queries = [
-        Query(role, ({"role": "user", "content": "?"},), answer="!", wrong=(".",)) for role in ("forget", "retain")
-    ]
+    asked = ({"role": "user", "content": "?"},)
+    queries = [Query(role, asked, answer="!", wrong=(".",)) for role in ("forget", "retain")]
     prefixes = (ResponsePrefix((), (0,)), *[ResponsePrefix((0,) * load.answer, (0,))] * NUM_RESPONSE_PREFIXES)
     data = TrainingData(
         queries[:1],

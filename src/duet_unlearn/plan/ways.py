@@ -168,10 +168,10 @@ def make_plan(path: str, recipe: Recipe, load: Workload, *, rate: float | None =
                     raise
                 refusal = error.message
                 continue
-        teacher, costs = teachers[own], trained[unpacked]
-        flops = teacher.flops + sum(n * one.flops for n, one in zip(steps, costs, strict=True))
-        worst = max(costs, key=lambda one: one.peak)
-        rows.append(_mode_cost(name, way, counts, machine, teacher, worst, flops, chosen=way == recipe))
+        costs = trained[unpacked]
+        flops = teachers[own].flops + sum(n * one.flops for n, one in zip(steps, costs, strict=True))
+        dearest, asking = replace(max(costs, key=lambda one: one.peak), flops=flops), teachers[own].peak
+        rows.append(_mode_cost(name, way, dearest, asking, counts, machine, chosen=way == recipe))
     # The student's settings; K and positions of a method that has them.
     (first, train), lora = trainings[0], recipe.model.lora or LoraConfig()
     names = ("epochs", "batch_size", "micro_batch_size", "gradient_checkpointing", "optimizer")
@@ -202,21 +202,14 @@ def _ways(recipe: Recipe) -> list[tuple[str, Recipe]]:
 
 
 def _mode_cost(
-    name: str,
-    way: Recipe,
-    counts: Counts,
-    machine: Machine,
-    teacher: TeacherCost,
-    trained: TrainingCost,
-    flops: int,
-    *,
-    chosen: bool,
+    name: str, way: Recipe, trained: TrainingCost, asking: int, counts: Counts, machine: Machine, *, chosen: bool
 ) -> ModeCost:
+    """`trained`: the dearest of what is trained, with the operations of everything; `asking`: peak of the teacher."""
     model, lora = way.model, way.model.lora
     # Packing makes bf16 weights smaller; one matrix at a time is unpacked, for its product.
     saved = round(counts.linear * (2 - PACKED[model.quantise])) if model.quantise else 0
     unpacked = 2 * counts.largest if model.quantise else 0
-    training, asking = trained.peak - saved + unpacked, teacher.peak - saved + unpacked
+    training, asking = trained.peak - saved + unpacked, asking - saved + unpacked
     half = way.train.precision == "bf16" or model.dtype == "bfloat16"
     whole, peak = counts.total * (4 if model.dtype == "float32" else 2), max(training, asking)
     return ModeCost(
@@ -232,8 +225,8 @@ def _mode_cost(
         peak=peak,
         checkpoint=trained.gradients + trained.optimizer if way.train.checkpoint_every else 0,
         student=trained.gradients if lora and lora.save == "adapter" else whole,
-        flops=float(flops),
-        seconds=flops / machine.rates["bf16" if half else "fp32"],
+        flops=float(trained.flops),
+        seconds=trained.flops / machine.rates["bf16" if half else "fp32"],
         fits=peak + machine.imports <= machine.memory,
     )
 
@@ -291,9 +284,8 @@ def draw(path: str, config: PreTrainedConfig, *, dtype: str) -> PreTrainedModel:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     except Exception as error:  # as above: whatever a wrong size trips over
-        raise UserError(
-            f"{path}: no model can be built from this config ({_first(error)})", "check config.json"
-        ) from error
+        problem = f"{path}: no model can be built from this config ({_first(error)})"
+        raise UserError(problem, "check config.json") from error
 
 
 def count(model: PreTrainedModel) -> Counts:
@@ -314,8 +306,7 @@ def count(model: PreTrainedModel) -> Counts:
 
 def _first(error: Exception) -> str:
     """The first line of an error's text, or its type's name."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 # The machine ----------------------------------------------------------------------------------------------------------

@@ -201,6 +201,7 @@ def load_suite(path_or_name: str | Path) -> SuiteFile:
     values.setdefault("name", path.stem)
     places = {key: f"{path}:{line}" for key, line in lines_of(node)}
     written = validated(Suite, SettingsLayer(values, places), path, missing=DESCRIBED)
+    # From here on a method has its name, and its recipe does not depend on the suite's folder.
     suite = replace(written, methods=tuple(_written_out(method, path.parent) for method in written.methods))
     loaded = SuiteFile(suite, path, places)
     for key, problem, hint in _problems(written, loaded):

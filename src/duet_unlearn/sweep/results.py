@@ -198,9 +198,10 @@ def gather(sweep: SweepFolder) -> JsonObject:
         failed = [found["failed"] is not None for task, found in done.items() if task.kind == kind]
         total = len(failed) + open_kinds.count(kind)
         counts[kind] = {"done": len(failed) - sum(failed), "failed": sum(failed), "total": total}
+    # Workers may have run on different commits; of all else the last run's environment stands for all.
     envs = [env for task in done if (env := sweep.read(sweep.run(task).env))]
     last = envs[-1] if envs else {}
-    relearn = suite.after_tests.relearn
+    relearn = asdict(suite.after_tests)["relearn"]
     tune = {key: getattr(suite.tune, key) for key in ("name", "seed", "forget", "keep")}
     test = {"targets": [target.name for target in suite.test.targets], "seeds": suite.test.seeds}
     tests = {
@@ -215,12 +216,7 @@ def gather(sweep: SweepFolder) -> JsonObject:
         "commits": sorted({env["commit"] or "unknown" for env in envs}),
         **{key: last.get(key) for key in ("packages", "python", "platform", "device", "threads")},
         "model": last.get("hashes", {}).get("model"),
-        "protocol": {
-            "trials": sweep.file.num_trials,
-            "tune": tune,
-            "test": test,
-            "relearn": asdict(relearn) if relearn else None,
-        },
+        "protocol": {"trials": sweep.file.num_trials, "tune": tune, "test": test, "relearn": relearn},
         "counts": counts,
         "seconds": sum(found["seconds"]["total"] for found in done.values() if not found["failed"]),
         "sets": _about_sets(sweep, done, "test"),
@@ -331,7 +327,7 @@ def _headline(one: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
     metrics = one["scores"].get(name)
     if metrics is None:
         return None
-    own = [metric for metric in metrics if metric not in SHOWN_METRICS]
+    own = [metric for metric in metrics if metric not in SHOWN_METRICS]  # at most one is kept, see _shown_scores
     if own or "points" in metrics:
         return metrics[own[0] if own else "points"]
     return metrics["right"] if metrics["right"]["n"] else metrics.get("refused", metrics["right"])

@@ -140,6 +140,7 @@ class SweepFolder:
 
     def read(self, path: Path) -> JsonObject | None:
         """A file that is written once: it is read once, too."""
+        # A sweep of thousands of runs looks at all of them after every run, often over a network's disk.
         if path not in self._known and (found := read_json(path)) is not None:
             self._known[path] = found
         return self._known.get(path)
@@ -227,6 +228,7 @@ def choose_all(sweep: SweepFolder) -> None:
     """
     for method in sweep.suite.methods:
         results = [found for task in sweep.trials[method.name] if (found := sweep.result(task))]
+        # An untuned method has no trials: nothing is missing, and "nothing was chosen" is written down.
         if len(results) < len(method.trials):
             continue
         found, before = chosen_trial(results, method.trials), sweep.chosen(method.name)

@@ -228,6 +228,8 @@ class Worker:
             except InUse:  # its former worker was thought dead and lives, or somebody runs it by hand
                 return False
         claims.forget(self.sweep.claims, claim)
+        # After every run, so that a sweep that is stopped has its results so far. Who finds another worker writing need
+        # not wait for it: the next run, or the end, writes all of it again.
         with claims.claim(self.sweep.locks, "results") as writing:
             if writing:
                 write_results(self.sweep)
@@ -242,11 +244,12 @@ class Worker:
             held.check()
             self.progress.tell_phase(task, event)
 
+        # Where memory runs out, the system kills the process, and nobody is left to write down what failed.
         if held.died >= DEATHS:
             result = self._failed(task, f"{held.died} workers were lost over it, as when memory runs out")
         else:
             result = self._attempt(task, recipe, watch)
-        held.check()
+        held.check()  # what another worker has taken over is no longer ours to clear up
         # Remove what a scored run needs no more: targets, checkpoints, models on the way; but for a test its student.
         for one in stages(run):
             kept = {one.samples, one.evals, one.path / "attacks", one.path / "before"}
@@ -256,6 +259,7 @@ class Worker:
                 if folder.is_dir() and folder not in kept:
                     shutil.rmtree(folder, ignore_errors=True)
         atomic_write_json(run.path / ("failed.json" if result["failed"] else "row.json"), result)
+        # The next run begins with the memory of a fresh process, as if it were alone.
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -283,7 +287,10 @@ class Worker:
                 raise
             self.sick = 0
             return self._failed(task, error.message, hint=error.hint)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (
+            torch.OutOfMemoryError,
+            MemoryError,
+        ) as error:  # of this method, not of the machine: no sign of sickness
             return self._failed(task, f"out of memory: {error}".partition("\n")[0])
         except Exception as error:
             self.sick += 1
@@ -307,11 +314,8 @@ class Worker:
                 "asked": (one.concept, one.prefix, one.evaluate, one.data.context, one.data.folder),
             }
 
-        runs = []
-        for other in self.sweep.tasks():
-            found = self.sweep.result(other)
-            if other != task and (other.kind, other.target) == (task.kind, task.target) and found:
-                runs += [self.sweep.run(other)] if found["failed"] is None else []
+        alike = [o for o in self.sweep.tasks() if o != task and (o.kind, o.target) == (task.kind, task.target)]
+        runs = [self.sweep.run(o) for o in alike if (self.sweep.result(o) or {"failed": True})["failed"] is None]
         runs.sort(key=lambda run: -sum((run.evals / f"{name}.json").exists() for name in SUBJECTS))
         return next((run.path for run in runs if questions(load_recipe(run.recipe)) == questions(recipe)), None)
 
@@ -384,9 +388,8 @@ def _processes(sweep: SweepFolder, workers: int, progress: Progress) -> None:
     if sweep.open():
         log = next((log for process, log in started if process.returncode), started[0][1])
         last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-2:]
-        raise UserError(
-            f"the workers ended before the sweep: {' / '.join(last)}", f"see {log}; the same command goes on"
-        )
+        problem = f"the workers ended before the sweep: {' / '.join(last)}"
+        raise UserError(problem, f"see {log}; the same command goes on")
 
 
 @contextmanager
@@ -431,19 +434,13 @@ def halves(job: Job, measure: str | None) -> tuple[tuple[Query, ...], tuple[Quer
     shown = tuple(query for query in forget if fact(query) in chosen)
     asked = tuple(query for query in pool if query.value and fact(query) not in chosen)
     if not shown or not asked:
-        raise UserError(
-            "relearning has nothing to show, or nothing to ask", "it needs two facts, and questions about both"
-        )
+        problem = "relearning has nothing to show, or nothing to ask"
+        raise UserError(problem, "it needs two facts, and questions about both")
     return shown, asked
 
 
 def relearned(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
-    config: Relearning,
-    *,
-    seed: int,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, config: Relearning, *, seed: int
 ) -> JsonObject:
     """What ``attacks/relearn.json`` holds: the share right before, after the last step at each rate, and at the rate
     at which most comes back. A rate at which the loss is no number is left out."""
