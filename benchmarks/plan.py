@@ -188,11 +188,11 @@ def recipe_of(case: Case, folder: Path) -> Recipe:
 
 
 def foretell(case: Case, folder: Path) -> Result:
-    from duet_unlearn.plan import Workload, draw, read_config, walk_asking, walk_training
+    from duet_unlearn.plan import Workload, draw, read_config, walk_teacher, walk_training
 
     config, recipe = read_config(str(folder)), recipe_of(case, folder)
     load = Workload(tokens=case.tokens, prefix=PREFIX, queries=2 * case.batch)
-    asking = walk_asking(draw(str(folder), config, dtype=case.dtype), recipe, load)
+    asking = walk_teacher(draw(str(folder), config, dtype=case.dtype), recipe, load)
     training = walk_training(draw(str(folder), config, dtype=case.dtype), recipe, load)
     return {
         "asking": asking.peak,

@@ -36,7 +36,7 @@ from duet_unlearn.models.load import load_model
 from duet_unlearn.pipeline import make_student
 from duet_unlearn.redact import require_not_purged
 from duet_unlearn.report import write_report
-from duet_unlearn.runs import Run, find_run, mark_done, versions
+from duet_unlearn.runs import LOCK, Run, find_run, locked, mark_done, versions
 from duet_unlearn.subjects import (
     SUBJECTS,
     load_start,
@@ -72,30 +72,33 @@ def unlearn(
         _require_same(run, job.query_hashes())
         return run
     model, tokenizer = job.load()
-    run = open_run(folder, recipe)
-    _write_env(run, job, tokenizer)
-    if like:
-        _take_baselines(run, Run(Path(like)))
-    if start := _start(run, recipe, on_event):
-        _evaluate_subjects(run, job, _baselines(job, model, tokenizer), on_event)
-        job, model = replace(job, start=start), load_start(start, recipe)
-    _probe(run, job, model, tokenizer, on_event)
-    if not start:
-        _evaluate_subjects(run, job, _baselines(job, model, tokenizer), on_event)
-    make_student(run, job, model, tokenizer, on_event)
-    del model
-    gc.collect()
-    if recipe.model.oracle:
-        oracle = load_subject_model(recipe.model.oracle, recipe)
-        _evaluate_subjects(run, job, [ModelSubject("oracle", *oracle)], on_event)
-        del oracle
-    _evaluate_subjects(run, job, [load_student(run, recipe)], on_event)
-    _summarise(run, job)
-    on_event(Event("report", 0, 1))
-    write_report(run.path)
-    Checkpoints(run.checkpoints).clear()
-    on_event(Event("report", 1, 1))
-    mark_done(run)
+    with locked(run):
+        if run.finished:  # by another process meanwhile
+            return run
+        run = open_run(folder, recipe)
+        _write_env(run, job, tokenizer)
+        if like:
+            _take_baselines(run, Run(Path(like)))
+        if start := _start(run, recipe, on_event):
+            _evaluate_subjects(run, job, _baselines(job, model, tokenizer), on_event)
+            job, model = replace(job, start=start), load_start(start, recipe)
+        _probe(run, job, model, tokenizer, on_event)
+        if not start:
+            _evaluate_subjects(run, job, _baselines(job, model, tokenizer), on_event)
+        make_student(run, job, model, tokenizer, on_event)
+        del model
+        gc.collect()
+        if recipe.model.oracle:
+            oracle = load_subject_model(recipe.model.oracle, recipe)
+            _evaluate_subjects(run, job, [ModelSubject("oracle", *oracle)], on_event)
+            del oracle
+        _evaluate_subjects(run, job, [load_student(run, recipe)], on_event)
+        _summarise(run, job)
+        on_event(Event("report", 0, 1))
+        write_report(run.path)
+        Checkpoints(run.checkpoints).clear()
+        on_event(Event("report", 1, 1))
+        mark_done(run)
     return run
 
 
@@ -138,8 +141,9 @@ def _require_same_recipe(run: Run, recipe: Recipe) -> None:
 
 
 def _foreign(folder: Path) -> bool:
-    """Whether a folder holds anything but what a killed ``open_run`` leaves."""
-    return any(not (p.name.startswith(".recipe.yaml.") and p.name.endswith(".tmp")) for p in folder.iterdir())
+    """Whether a folder holds anything but its lock and what a killed ``open_run`` leaves."""
+    left = (".recipe.yaml.", LOCK)
+    return any(not p.name.startswith(left) for p in folder.iterdir())
 
 
 def env_info(

@@ -1,21 +1,29 @@
-"""The run folder: where everything of one run lies, when it may go on, and how its files are written.
+"""The run folder: where everything of one run lies, who may write into it, and how its files are written.
 
-``recipe.yaml`` is written first and decides what the folder is; ``DONE`` is last and means that all is there.
+``recipe.yaml`` is written first and decides what the folder is; ``DONE`` is last and means that all is there. Between
+the two, one process at a time holds the folder's lock.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from duet_unlearn.data.files import atomic_write_json, atomic_write_text, disk_errors
 from duet_unlearn.errors import UserError
 from duet_unlearn.redact import require_not_purged
 
+LOCK = ".lock"
+"""The file that the process at work has locked; in it stands who that is."""
 SUITE = "suite.json"
 """The file by which a folder of many runs is a sweep's."""
 PACKAGES = (
@@ -38,6 +46,10 @@ class _Inside:
 
     def __get__(self, run: Run, _kind: type[Run] | None = None) -> Path:
         return run.path / self.name
+
+
+class InUse(UserError):
+    """Another process is at work in a run folder."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,41 @@ def find_run(path: Path | str) -> Run:
         problem = "is no run folder" if run.path.exists() else "no such folder"
         raise UserError(f"{run.path}: {problem}", "name a folder that `duet run` wrote; it has a recipe.yaml")
     return run
+
+
+@contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Hold a run folder, which is made if need be, for the length of a block.
+
+    The system lets go of the lock of a process that is gone, even of one that was killed; the file that it leaves
+    behind hinders nobody.
+
+    Raises:
+        InUse: another process holds it.
+    """
+    path = run.path / LOCK
+    with disk_errors(path):
+        run.path.mkdir(parents=True, exist_ok=True)
+        # Read first: older versions of filelock empty the file before they find it locked.
+        holder = path.read_text(encoding="utf-8") if path.exists() else ""
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InUse(
+                f"{run.path}: {holder or 'another process'} is at work in this folder",
+                "wait until it has ended, or stop it; then give the same command again",
+            ) from None
+    try:
+        with disk_errors(path):
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        # Only a finished run may lose the file: who has it open by now would lock what nobody else can see, but finds
+        # nothing left to do.
+        if run.finished:
+            path.unlink(missing_ok=True)
+        lock.release()
 
 
 def append_metrics(run: Run, row: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from duet_unlearn.data.query import Query
 from duet_unlearn.losses import push_down, topk_huber
 from duet_unlearn.methods.bidirectional import Bidirectional, led_by
 from duet_unlearn.models.blocks import logits_at
-from duet_unlearn.plan import Workload, walk_asking, walk_training
+from duet_unlearn.plan import Workload, walk_teacher, walk_training
 from duet_unlearn.plan.walk import rows_of_epoch, target_bytes
 from duet_unlearn.teacher.targets import CachedTargets, Dense, TargetSpec, TeacherTargets, build_targets
 from duet_unlearn.tensors import TopK, gather, topk
@@ -238,7 +238,7 @@ def test_the_plan_counts_rows_targets_and_questions() -> None:
 
     from duet_unlearn.config.reading import default_recipe
     from duet_unlearn.plan import draw
-    from duet_unlearn.plan.walk import WAYS_TO_OPEN
+    from duet_unlearn.plan.walk import NUM_RESPONSE_PREFIXES
 
     load, both = (
         Workload(tokens=10, prefix=4, queries=6, answer=5),
@@ -248,7 +248,7 @@ def test_the_plan_counts_rows_targets_and_questions() -> None:
     assert rows_of_epoch(Bidirectional(k=5), load) == 3 * (2 + 2)
     dense, few = 2 * 300, 8 * 5
     assert target_bytes(Bidirectional(k=5, positions=1, attacks=()), load, 300, 32) == 3 * (dense + few)
-    assert target_bytes(both, load, 300, 32) == 3 * (dense + few * (1 + WAYS_TO_OPEN + 1))
+    assert target_bytes(both, load, 300, 32) == 3 * (dense + few * (1 + NUM_RESPONSE_PREFIXES + 1))
     config = AutoConfig.for_model(
         "llama", vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
     )
@@ -258,5 +258,5 @@ def test_the_plan_counts_rows_targets_and_questions() -> None:
     ]
     alone, attacked = (walk_training(draw("model", config, dtype="float32"), recipe, load) for recipe in recipes)
     assert attacked.peak > alone.peak  # rows are longer by the opening
-    asking = [walk_asking(draw("model", config, dtype="float32"), recipe, load).flops for recipe in recipes]
-    assert asking[1] == asking[0] * (2 + WAYS_TO_OPEN + 1) // 2
+    asking = [walk_teacher(draw("model", config, dtype="float32"), recipe, load).flops for recipe in recipes]
+    assert asking[1] == asking[0] * (2 + NUM_RESPONSE_PREFIXES + 1) // 2

@@ -18,8 +18,8 @@ from duet_unlearn.config.reading import default_recipe, load_recipe, recipe_name
 from duet_unlearn.config.recipe import METHODS
 from duet_unlearn.data.examples import Role, items
 from duet_unlearn.methods.base import Method, Need
-from duet_unlearn.plan.blueprint import draw
-from duet_unlearn.plan.walk import Workload, target_bytes, walk_asking, walk_training
+from duet_unlearn.plan import draw
+from duet_unlearn.plan.walk import Workload, target_bytes, walk_teacher, walk_training
 from duet_unlearn.training.loop import Checkpoints, StepLog
 
 CASES = cases()
@@ -123,7 +123,7 @@ def test_it_can_be_planned_without_data(method: Method) -> None:
     load = Workload(tokens=8, prefix=4, queries=6, answer=5)
     config = tiny.llama().config
     assert walk_training(draw("model", config, dtype="float32"), recipe, load).activations > 0
-    assert walk_asking(draw("model", config, dtype="float32"), recipe, load).peak > 0
+    assert walk_teacher(draw("model", config, dtype="float32"), recipe, load).peak > 0
     assert target_bytes(method, load, tiny.VOCABULARY, config.hidden_size) >= 0
 
 

@@ -27,7 +27,7 @@ from duet_unlearn.data.prompts import render_answer
 from duet_unlearn.errors import UserError
 from duet_unlearn.losses import mean_square
 from duet_unlearn.methods.rmu import Rmu, direction
-from duet_unlearn.plan import Workload, draw, walk_asking, walk_training
+from duet_unlearn.plan import Workload, draw, walk_teacher, walk_training
 from duet_unlearn.runs import read_metrics
 from duet_unlearn.teacher.targets import Hidden, TargetSpec, build_targets
 from duet_unlearn.training.loop import train
@@ -233,7 +233,7 @@ def test_the_plan_walks_it() -> None:
         config = AutoConfig.for_model("llama", **sizes, num_hidden_layers=num_layers)
         recipe = default_recipe("model", ["method.name=rmu", "train.batch_size=4", *settings])
         trained = walk_training(draw("model", config, dtype="float32"), recipe, load)
-        asked = walk_asking(draw("model", config, dtype="float32"), recipe, load)
+        asked = walk_teacher(draw("model", config, dtype="float32"), recipe, load)
         return trained.trained, trained.gradients, trained.flops, asked.flops
 
     trained, gradients, flops, asking = walked(8)

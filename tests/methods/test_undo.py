@@ -30,8 +30,7 @@ from duet_unlearn.methods.undo import Undo, add_noise, xavier
 from duet_unlearn.models.blocks import logits_at
 from duet_unlearn.models.load import load_model, save_model
 from duet_unlearn.pipeline import context_of
-from duet_unlearn.plan import Workload
-from duet_unlearn.plan.table import Plan, make_plan
+from duet_unlearn.plan import Plan, Workload, make_plan
 from duet_unlearn.runs import Run
 from duet_unlearn.subjects import load_start
 from duet_unlearn.teacher.targets import Dense, TargetSpec, build_targets, stored_only, targets_fn

@@ -13,10 +13,10 @@ from workplace import Workplace
 
 from duet_unlearn.config.reading import recipe_names
 from duet_unlearn.errors import UserError
-from duet_unlearn.sweep import suite
-from duet_unlearn.sweep.run import check
-from duet_unlearn.sweep.suite import about_suite, load_suite, suite_names
-from duet_unlearn.sweep.tasks import Sweep, open_sweep
+from duet_unlearn.sweep import protocol
+from duet_unlearn.sweep.protocol import load_suite, suite_names
+from duet_unlearn.sweep.tasks import SweepFolder, open_sweep
+from duet_unlearn.sweep.workers import check
 
 
 def failure(workplace: Workplace, text: str) -> UserError:
@@ -35,7 +35,7 @@ def test_grids_and_trials_are_written_out(workplace: Workplace) -> None:
         "      - {train.rate: 1.0e-3}", "      - {train.rate: 1}\n      - {train: {rate: 2, epochs: 3}}"
     )
     text = text + "      - {train.rate: 4}\n"
-    duet, ascent = load_suite(write_suite(workplace.folder, text)).methods
+    duet, ascent = load_suite(write_suite(workplace.folder, text)).suite.methods
     assert duet.trials == tuple({"train.rate": rate, "method.k": k} for rate in (1e-3, 1e-2) for k in (5, 7))
     assert ascent.trials[1] == {"train.rate": 2, "train.epochs": 3}
 
@@ -58,7 +58,7 @@ def test_paths_are_relative_to_the_suite(workplace: Workplace, monkeypatch: pyte
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     loaded = load_suite(path)
-    recipe = loaded.recipe(loaded.methods[0], None, {}, seed=0)
+    recipe = loaded.recipe(loaded.suite.methods[0], None, {}, seed=0)
     assert recipe.evaluate.sets["forget"] == str(workplace.folder / "asked-forget.jsonl")
     assert recipe.data.forget == str(workplace.folder / "forget.jsonl")
 
@@ -68,7 +68,7 @@ def test_a_file_that_gives_no_name_has_its_own(workplace: Workplace) -> None:
 
 
 def test_runs_and_their_folders(workplace: Workplace) -> None:
-    sweep = Sweep(load_suite(write_suite(workplace.folder)), workplace.folder / "out")
+    sweep = SweepFolder(load_suite(write_suite(workplace.folder)), workplace.folder / "out")
     folders = [task.folder for task in sweep.tasks()]
     assert folders == [
         "reference/base/mira",
@@ -179,16 +179,18 @@ def test_packaged_suites_pass_every_check_that_a_sweep_begins_with(name: str) ->
     loaded = load_suite(name)
     check(loaded)
     assert loaded.suite.name == name
-    assert len(about_suite(name)) > 20
-    targets = {recipe.data.forget for recipe in (loaded.recipe(loaded.methods[0], None, {}, seed=0),)}
-    tests = {loaded.recipe(loaded.methods[0], target, {}, seed=0).data.forget for target in loaded.suite.test.targets}
+    targets = {recipe.data.forget for recipe in (loaded.recipe(loaded.suite.methods[0], None, {}, seed=0),)}
+    tests = {
+        loaded.recipe(loaded.suite.methods[0], target, {}, seed=0).data.forget for target in loaded.suite.test.targets
+    }
     assert not targets & tests
 
 
 def test_the_page_describes_every_key_and_its_example_is_a_suite(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs/sweep.md").read_text(encoding="utf-8")
     described = {word.split(".")[-1] for line in page.splitlines() if line.startswith("| `") for word in ticked(line)}
-    for kind in (suite.Suite, suite.Tuning, suite.Testing, suite.Entry, suite.Relearning, suite.Expected):
+    kinds = ("Suite", "Tuning", "Testing", "SweepMethod", "Relearning", "Expected")
+    for kind in (getattr(protocol, name) for name in kinds):
         sections = {"tune", "test", "after_tests", "expect"}
         assert {field.name for field in fields(kind)} - sections <= described, kind
     (tmp_path / "mine.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
@@ -201,5 +203,5 @@ def ticked(line: str) -> list[str]:
 
 
 def test_the_labs_suite_compares_every_method_of_the_lab() -> None:
-    compared = {method.entry.recipe for method in load_suite("lab").methods}
+    compared = {method.recipe for method in load_suite("lab").suite.methods}
     assert compared >= {name for name in recipe_names() if name.startswith("lab/methods/")}

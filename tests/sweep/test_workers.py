@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,9 +21,9 @@ from workplace import Done, Workplace, duet_process, write_workplace
 from duet_unlearn.api import unlearn
 from duet_unlearn.errors import UserError
 from duet_unlearn.events import Event
-from duet_unlearn.sweep import prepare, run, slurm_script
-from duet_unlearn.sweep import work as working
-from duet_unlearn.sweep.run import environment
+from duet_unlearn.runs import locked
+from duet_unlearn.sweep import prepare, run, slurm_script, workers
+from duet_unlearn.sweep.workers import environment
 
 Duet = Callable[..., Done]
 PATIENCE = 240
@@ -201,14 +202,14 @@ def test_a_method_without_settings_or_weights_is_tested_all_the_same(workplace: 
 def test_an_error_that_nobody_expected_fails_its_run_and_keeps_its_trace(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = working.unlearn, iter(range(100))
+    real, calls = workers.unlearn, iter(range(100))
 
     def once(*args, **settings):
         if next(calls) == 0:
             raise ZeroDivisionError("of no use")
         return real(*args, **settings)
 
-    monkeypatch.setattr(working, "unlearn", once)
+    monkeypatch.setattr(workers, "unlearn", once)
     found = run(prepare(write_suite(workplace.folder, SMALL), "out"))
     assert found["methods"][0]["trials"][0]["failed"] == "ZeroDivisionError: of no use"
     assert found["methods"][0]["chosen"] == 1
@@ -220,7 +221,7 @@ def test_a_machine_on_which_everything_breaks_stops(workplace: Workplace, monkey
         raise RuntimeError("the device is gone")
 
     text = SMALL.replace("[1.0e-3, 1.0e-2]", "[1.0e-3, 1.0e-2, 2.0e-2, 3.0e-2]")
-    monkeypatch.setattr(working, "unlearn", broken)
+    monkeypatch.setattr(workers, "unlearn", broken)
     with pytest.raises(RuntimeError, match="the device is gone"):
         run(prepare(write_suite(workplace.folder, text), "out"))
     assert len(list(Path("out/tune/duet").glob("*/failed.json"))) == 2  # the third is to be done again
@@ -249,6 +250,18 @@ def test_a_run_that_workers_are_lost_over_is_given_up(workplace: Workplace) -> N
     found = run(sweep)
     assert found["methods"][0]["trials"][0]["failed"].startswith("3 workers were lost over it")
     assert found["methods"][0]["chosen"] == 1
+
+
+def test_a_run_that_another_process_is_at_is_waited_for(workplace: Workplace) -> None:
+    """As when its former worker was thought dead and lives, or somebody gave `duet run` by hand."""
+    sweep = prepare(write_suite(workplace.folder, SMALL), "out")
+    worker = threading.Thread(target=run, args=(sweep,))
+    with locked(sweep.run(sweep.trials["duet"][0])):
+        worker.start()
+        wait_for(lambda: str(Path("out/tune/duet/1/row.json").exists() or ""))
+        assert not Path("out/tune/duet/0/failed.json").exists()
+    worker.join(PATIENCE)
+    assert results(Path("out"))["counts"]["tune"] == {"done": 2, "failed": 0, "total": 2}
 
 
 def test_settings_that_changed_since_are_no_failure_of_the_run(workplace: Workplace) -> None:

@@ -1,12 +1,15 @@
-"""The suite: many methods under one protocol, as a YAML file says it. Read like a recipe, with errors worded alike."""
+"""The suite: a YAML file that says which methods are compared, how they are tuned and what they are tested on.
+
+It is read as a recipe is, with errors of the same wording. Everything that decides a comparison's result is here.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +37,13 @@ Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Entry:
+class SweepMethod:
     """One method of the comparison."""
 
     recipe: str
     """A recipe file, relative to the suite's folder, or a packaged name."""
-    name: str | None = None
-    """Its name in folders and tables; null: the last part of the recipe's."""
+    name: str = ""
+    """Its name in folders and tables; empty: the last part of the recipe's."""
     settings: Settings = field(default_factory=dict)
     """Settings of all its runs."""
     trials: tuple[Settings, ...] = ()
@@ -123,7 +126,7 @@ class Suite:
     """How settings are chosen."""
     test: Testing
     """What they are measured on."""
-    methods: tuple[Entry, ...]
+    methods: tuple[SweepMethod, ...]
     """What is compared. Every method has as many trials as every other."""
     settings: Settings = field(default_factory=dict)
     """Settings of all runs."""
@@ -134,55 +137,44 @@ class Suite:
 
 
 @dataclass(frozen=True)
-class Method:
-    """An entry with its name and its trials written out."""
-
-    name: str
-    entry: Entry
-    trials: tuple[Settings, ...]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A suite, and where it stands."""
+class SuiteFile:
+    """A suite and the file that it stands in."""
 
     suite: Suite
+    """Each of its methods has a name, a recipe that can be found from anywhere, and its trials written out."""
     path: Path
-    methods: tuple[Method, ...]
     places: Mapping[Key, str]
     """Key -> `file:line`."""
 
     @property
     def num_trials(self) -> int:
         """Settings that are tried for each method that has any."""
-        return max((len(method.trials) for method in self.methods), default=0)
+        return max((len(method.trials) for method in self.suite.methods), default=0)
 
-    def method(self, name: str) -> Method:
-        return next(method for method in self.methods if method.name == name)
+    def method(self, name: str) -> SweepMethod:
+        return next(method for method in self.suite.methods if method.name == name)
 
-    def recipe(self, method: Method, target: Target | None, chosen: Settings, *, seed: int) -> Recipe:
-        """The recipe of one run: the method's, changed by the suite, the target (None: tuning's), the entry, the
-        trial and the seed, the later over the earlier.
+    def recipe(self, method: SweepMethod, target: Target | None, chosen: Settings, *, seed: int) -> Recipe:
+        """The recipe of one run: the method's, changed by the suite, the target (None: tuning's), the method's entry,
+        the trial and the seed, the later over the earlier.
 
         Raises:
             UserError: as `load_recipe`, with the line of the suite.
         """
         part: Key = ("test",) if target else ("tune",)
-        own: Key = ("methods", str(self.methods.index(method)))
-        about = target or self.suite.tune
-        layers = [
+        own: Key = ("methods", str(self.suite.methods.index(method)))
+        about, layers = target or self.suite.tune, []
+        for settings, key in (
             (self.suite.settings, ("settings",)),
             (about.settings, part),
-            (method.entry.settings, own),
+            (method.settings, own),
             (chosen, own),
             ({"seed": seed, "out": None}, part),
-        ]
-        return load_recipe(method.entry.recipe, [self._layer(found, about.name, key) for found, key in layers])
-
-    def _layer(self, settings: Settings, target: str, key: Key) -> SettingsLayer:
-        place, folder = self.places.get(key, str(self.path)), self.path.parent.resolve()
-        named = {name: _named(value, target) for name, value in dotted(settings).items()}
-        return settings_layer(named, place=place, folder=folder)
+        ):
+            named = {tuple(name.split(".")): _named(value, about.name) for name, value in flat(settings).items()}
+            place = self.places.get(key, str(self.path))
+            layers.append(settings_layer(named, place=place, folder=self.path.parent.resolve()))
+        return load_recipe(method.recipe, layers)
 
 
 def suite_names() -> list[str]:
@@ -190,114 +182,87 @@ def suite_names() -> list[str]:
     return sorted(path.stem for path in PACKAGED.glob("*.yaml"))
 
 
-def about_suite(name: str) -> str:
-    """One line about a packaged suite: its first comment."""
-    return (PACKAGED / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-
-
-def load_suite(path_or_name: str | Path) -> Loaded:
+def load_suite(path_or_name: str | Path) -> SuiteFile:
     """Read a suite file or a packaged suite.
 
     Raises:
         UserError: a missing, empty or malformed file; an unknown key; methods with unequal numbers of trials.
     """
-    path = _locate(str(path_or_name))
+    name, path = str(path_or_name), Path(path_or_name)
+    if name in suite_names():
+        path = PACKAGED / f"{name}.yaml"
+    elif path.suffix not in (".yaml", ".yml") and not path.exists():
+        close = nearest(name, suite_names())
+        hint = f"did you mean {close}?" if close else f"packaged are {', '.join(suite_names())}; a file ends in .yaml"
+        raise UserError(f"no suite is called {name!r}", hint)
     values, node = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: is no suite", DESCRIBED)
     values.setdefault("name", path.stem)
     places = {key: f"{path}:{line}" for key, line in lines_of(node)}
-    suite = validated(Suite, SettingsLayer(values, places), path, missing=DESCRIBED)
-    methods = tuple(_method(entry, path.parent) for entry in suite.methods)
-    loaded = Loaded(suite, path, methods, places)
-    _check(loaded)
+    written = validated(Suite, SettingsLayer(values, places), path, missing=DESCRIBED)
+    # From here on a method has its name, and its recipe does not depend on the suite's folder.
+    suite = replace(written, methods=tuple(_written_out(method, path.parent) for method in written.methods))
+    loaded = SuiteFile(suite, path, places)
+    for key, problem, hint in _problems(written, loaded):
+        parts = tuple(key.split("."))
+        around = (places.get(parts[:n]) for n in range(len(parts), 0, -1))
+        raise UserError(f"{next(filter(None, around), path)}: {key}: {problem}", hint)
     return loaded
 
 
-def dotted(settings: Settings) -> dict[Key, Any]:
-    """Settings as keys with their values: dots and sections are the same."""
-    return {tuple(".".join(key).split(".")): value for key, value in leaves(settings)}
-
-
 def flat(settings: Settings) -> Settings:
-    """Settings with dotted keys alone."""
-    return {".".join(key): value for key, value in dotted(settings).items()}
+    """Settings with dotted keys alone: dots and sections are the same."""
+    return {".".join(key): value for key, value in leaves(settings)}
 
 
 def _named(value: Any, target: str) -> Any:
-    """A value with the target's name where it says so."""
+    """A value with the target's name in place of `{target}`."""
     if isinstance(value, list | tuple):
         return [_named(item, target) for item in value]
     return value.replace("{target}", target) if isinstance(value, str) else value
 
 
-def _locate(name: str) -> Path:
-    if name in suite_names():
-        return PACKAGED / f"{name}.yaml"
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml") and not path.exists():
-        close = nearest(name, suite_names())
-        hint = f"did you mean {close}?" if close else f"packaged are {', '.join(suite_names())}; a file ends in .yaml"
-        raise UserError(f"no suite is called {name!r}", hint)
-    return path
+def _written_out(method: SweepMethod, folder: Path) -> SweepMethod:
+    recipe = method.recipe
+    if recipe not in recipe_names():
+        recipe = os.path.normpath(folder.resolve() / recipe)
+    trials = method.trials
+    if method.grid and not trials:
+        combinations = itertools.product(*method.grid.values())
+        trials = tuple(dict(zip(method.grid, values, strict=True)) for values in combinations)
+    name = method.name or Path(recipe).with_suffix("").name
+    return replace(method, recipe=recipe, name=name, trials=tuple(flat(trial) for trial in trials))
 
 
-def _method(entry: Entry, folder: Path) -> Method:
-    packaged = entry.recipe in recipe_names()
-    recipe = entry.recipe if packaged else os.path.normpath(folder.resolve() / entry.recipe)
-    name = entry.name or Path(recipe).with_suffix("").name
-    keys = list(entry.grid)
-    combined = tuple(dict(zip(keys, values, strict=True)) for values in itertools.product(*entry.grid.values()))
-    trials = entry.trials or (combined if keys else ())
-    whole = Entry(recipe, name, entry.settings, entry.trials, entry.grid, entry.untuned)
-    return Method(name, whole, tuple(flat(trial) for trial in trials))
-
-
-def _check(loaded: Loaded) -> None:
-    """What a field alone cannot say.
-
-    Raises:
-        UserError: names that are no folder's or occur twice; nothing to compare; unequal budgets.
-    """
+def _problems(written: Suite, loaded: SuiteFile) -> Iterator[tuple[str, str, str]]:
+    """What a field alone cannot say: key, problem and hint of names that are no folder's or occur twice, of nothing to
+    compare, and of unequal budgets. `written` is the suite as it stands in the file."""
     suite = loaded.suite
     names = {
-        "methods": [method.name for method in loaded.methods],
+        "methods": [method.name for method in suite.methods],
         "test.targets": [target.name for target in suite.test.targets],
         "test.seeds": [str(seed) for seed in suite.test.seeds],
     }
     for key, found in names.items():
         if not found:
-            _fail(loaded, key, "is empty", "name at least one")
+            yield key, "is empty", "name at least one"
         for number, name in enumerate(found):
             if not NAME.fullmatch(name):
-                _fail(loaded, f"{key}.{number}", f"{name!r} is no name", "use letters, digits, dots and dashes")
+                yield f"{key}.{number}", f"{name!r} is no name", "use letters, digits, dots and dashes"
             if found.index(name) < number:
-                _fail(loaded, f"{key}.{number}", f"{name!r} is there twice", "give each another `name`")
-    for number, method in enumerate(loaded.methods):
-        _check_trials(loaded, method, f"methods.{number}")
-
-
-def _check_trials(loaded: Loaded, method: Method, key: str) -> None:
-    entry, wanted = method.entry, loaded.num_trials
-    if entry.trials and entry.grid:
-        _fail(loaded, key, f"{method.name} has trials and a grid", "keep one of the two")
-    if method.trials and entry.untuned:
-        _fail(loaded, key, f"{method.name} is untuned and has trials", "keep one of the two")
-    if not method.trials and not entry.untuned:
-        _fail(loaded, key, f"{method.name} has no trials", "write trials or a grid; or `untuned: why there are none`")
-    if method.trials and len(method.trials) != wanted:
-        _fail(
-            loaded,
-            key,
-            f"{method.name} has {len(method.trials)} trials, others have {wanted}",
-            "a comparison is fair where every method is tuned as long as every other",
-        )
-    for one, other in itertools.combinations(range(len(method.trials)), 2):
-        if method.trials[one] == method.trials[other]:
-            _fail(loaded, key, f"{method.name}: trials {one} and {other} are the same", "try something else")
-
-
-def _fail(loaded: Loaded, key: str, problem: str, hint: str) -> None:
-    parts = tuple(key.split("."))
-    around = (loaded.places.get(parts[:n]) for n in range(len(parts), 0, -1))
-    raise UserError(f"{next(filter(None, around), loaded.path)}: {key}: {problem}", hint)
+                yield f"{key}.{number}", f"{name!r} is there twice", "give each another `name`"
+    for number, (entry, method) in enumerate(zip(written.methods, suite.methods, strict=True)):
+        key, name, trials = f"methods.{number}", method.name, method.trials
+        if entry.trials and entry.grid:
+            yield key, f"{name} has trials and a grid", "keep one of the two"
+        if trials and method.untuned:
+            yield key, f"{name} is untuned and has trials", "keep one of the two"
+        if not trials and not method.untuned:
+            yield key, f"{name} has no trials", "write trials or a grid; or `untuned: why there are none`"
+        if trials and len(trials) != loaded.num_trials:
+            problem = f"{name} has {len(trials)} trials, others have {loaded.num_trials}"
+            yield key, problem, "a comparison is fair where every method is tuned as long as every other"
+        for one, other in itertools.combinations(range(len(trials)), 2):
+            if trials[one] == trials[other]:
+                yield key, f"{name}: trials {one} and {other} are the same", "try something else"

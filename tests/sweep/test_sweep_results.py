@@ -1,4 +1,4 @@
-"""The choice of settings, by hand."""
+"""The marks by which settings are chosen, by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from duet_unlearn.errors import UserError
-from duet_unlearn.sweep.choose import chosen_trial, harmonic_mean, knowledge, selection
+from duet_unlearn.sweep.results import knowledge, selection
 
 ABOUT = {name: {} for name in ("forget", "forget_new", "near", "choice")}
 
@@ -31,13 +31,6 @@ def test_better_than_the_base_counts_as_the_base() -> None:
     assert selection(right(forget=0.9, near=0.5), base, ABOUT, forget=("forget",), keep=("near",)).score == 0.0
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "mean"), [(0.0, 1.0, 0.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.5, 1.0, 2 / 3)]
-)
-def test_the_harmonic_mean(one: float, other: float, mean: float) -> None:
-    assert harmonic_mean(one, other) == harmonic_mean(other, one) == pytest.approx(mean)
-
-
 def test_where_no_answer_is_known_what_is_not_refused_counts() -> None:
     plain = {"right": {"value": None, "n": 0}, "refused": {"value": 0.3, "n": 10}}
     assert knowledge(plain, {}) == pytest.approx(0.7)
@@ -52,23 +45,3 @@ def test_what_the_base_does_not_know_cannot_be_forgotten() -> None:
         selection(right(forget=0.0, near=0.5), base, ABOUT, forget=("forget",), keep=("near",))
     with pytest.raises(UserError, match=r"tune\.keep names the set 'far'"):
         selection(right(forget=0.0, near=0.5), right(forget=1, near=1), ABOUT, forget=("forget",), keep=("far",))
-
-
-def rows(*scores: float | None) -> list[dict[str, Any]]:
-    return [{"failed": "broken"} if score is None else {"failed": None, "score": score} for score in scores]
-
-
-@pytest.mark.parametrize(
-    ("scores", "trial"),
-    [((0.1, 0.9, 0.5), 1), ((0.5, 0.7, 0.7), 1), ((None, 0.0, 0.0), 1), ((0.2, None, 0.1), 0), ((0.0, 0.0), 0)],
-)
-def test_the_best_is_chosen_the_first_of_equals_a_failure_last(scores: tuple[float | None, ...], trial: int) -> None:
-    trials = [{"train.rate": number} for number in range(len(scores))]
-    found = chosen_trial(rows(*scores), trials)
-    assert (found["trial"], found["settings"], found["failed"]) == (trial, trials[trial], None)
-    assert found["scores"] == list(scores)
-
-
-def test_where_every_trial_failed_nothing_is_chosen_and_where_there_is_none_nothing_need_be() -> None:
-    assert chosen_trial(rows(None, None), [{}, {}])["failed"] == "every trial failed"
-    assert chosen_trial([], []) == {"trial": None, "settings": {}, "scores": [], "failed": None}
