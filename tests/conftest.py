@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,6 +13,20 @@ import pytest
 from workplace import Done, Workplace, write_model, write_workplace
 
 from duet_unlearn.cli import main
+from duet_unlearn.report import page
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once() -> None:
+    """The report's template is compiled once, not for each of some hundred runs."""
+    page.template = functools.cache(page.template)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """A run collects garbage before it trains, which takes half of a tiny run where it looks through all of torch."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from workplace import Done, Workplace, examples_of, write_workplace
+from workplace import Done, Workplace, duet_process, examples_of, write_workplace
 
 from duet_unlearn import evaluate, load_recipe, probe, unlearn
 from duet_unlearn.api import chat
@@ -223,12 +221,13 @@ def test_validation_and_early_stop(place: Workplace) -> None:
 
 def test_duet_run_as_a_process(place: Workplace, whole: tuple[Run, list[Event]]) -> None:
     """The same run from a shell: results on stdout, progress on stderr, and the same weights."""
-    command = [sys.executable, "-m", "duet_unlearn", "run", "recipe.yaml", "--out", "shell"]
-    done = subprocess.run(command, cwd=place.folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "student" in done.stdout
-    assert done.stdout.splitlines()[-1] == "report: shell/report.html"
-    assert "train: 18/18" in done.stderr
+    process = duet_process("run", "recipe.yaml", "--out", "shell", folder=place.folder)
+    process.join(300)
+    out, err = ((place.folder / name).read_text() for name in ("out", "err"))
+    assert process.exitcode == 0, err
+    assert "student" in out
+    assert out.splitlines()[-1] == "report: shell/report.html"
+    assert "train: 18/18" in err
     assert (place.folder / "shell/model/model.safetensors").read_bytes() == (
         whole[0].model / "model.safetensors"
     ).read_bytes()

@@ -78,6 +78,7 @@ def test_ours_and_two_models_take_the_same_step(tmp_path: Path) -> None:
     assert {len(teacher[key]) - len(student[key]) for key in student} == {setting.prefix}
 
 
+@pytest.mark.slow
 def test_gpu_runs_without_a_card_and_without_the_command_lines_packages(tmp_path: Path) -> None:
     out, script = tmp_path / "gpu.json", str(BENCHMARKS / "gpu.py")
     start = (

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from workplace import Workplace, duet_process, write_workplace
 
-NUM_STEPS, NUM_KILLS = 60, 10
+NUM_STEPS = 60
 SETTINGS = ("train.epochs=20", "train.checkpoint_every=7")
 LORA = ("model.lora.rank=4",)
 VALIDATING = ("data.validation_forget=forget.jsonl", "train.validate_every=4", "train.early_stop=50")
@@ -76,15 +76,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> t
     return attempts.outcome(), time.monotonic() - start
 
 
-def test_killed_at_ten_random_moments(
-    tmp_path: Path, tiny_model: Path, undisturbed: tuple[dict[str, bytes], float]
+@pytest.mark.parametrize("num_kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(
+    num_kills: int, tmp_path: Path, tiny_model: Path, undisturbed: tuple[dict[str, bytes], float]
 ) -> None:
-    """Ten kills that struck, over as many runs as that takes; every run ends as if nothing had happened."""
+    """Kills that struck, over as many runs as that takes; every run ends as if nothing had happened."""
     expected, seconds = undisturbed
     draw, kills, number = random.Random(0), 0, 0
-    while kills < NUM_KILLS:
+    while kills < num_kills:
         attempts = Attempts(write_workplace(tmp_path / str(number), tiny_model))
-        while kills < NUM_KILLS and attempts.kill_after(draw.uniform(0.1, 1.0) * seconds):
+        while kills < num_kills and attempts.kill_after(draw.uniform(0.1, 1.0) * seconds):
             kills += 1
         attempts.finish()
         assert attempts.outcome() == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -131,6 +132,7 @@ def forked(target: Callable[..., None], *args: object) -> BaseProcess:
 
 
 def _child(args: list[str], folder: str) -> None:
+    gc.freeze()  # else a run that collects garbage looks through all of torch
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     os.chdir(folder)
     for stream, name in ((1, "out"), (2, "err")):

@@ -23,6 +23,9 @@ from duet_unlearn.runs import Run
 
 Duet = Callable[..., Done]
 SUITE = "attacks:\n  - name: plain\n"
+LONGER = f"""{SUITE}  - {{name: reverse, per_family: 1}}
+  - {{name: relearn, sources: [known], rates: [1.0e-3], steps: [20]}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -199,14 +202,16 @@ def test_a_run_without_a_student_has_nothing_to_attack(duet: Duet, place: Workpl
 
 
 def test_what_was_done_when_it_was_stopped_is_kept(runs: dict[int, Run], place: Workplace) -> None:
-    folder = runs[1].path / "attacks" / "base"
-    process = duet_process("attack", runs[1].path, "--suite", "quick", folder=place.folder)
+    folder, suite = runs[1].path / "attacks" / "base", place.folder / "longer.yaml"
+    suite.write_text(LONGER)
+    (folder / "plain.json").unlink(missing_ok=True)  # what another test left would have it stopped before it begins
+    process = duet_process("attack", runs[1].path, "--suite", suite, folder=place.folder)
     while not (folder / "plain.json").exists() and process.is_alive():
         process.join(0.01)
     os.kill(process.pid or 0, signal.SIGINT)
     process.join(120)
     assert process.exitcode in (130, 0)
     assert json.loads((folder / "plain.json").read_text())["status"] == "done"
-    again = duet_process("attack", runs[1].path, "--suite", "quick", folder=place.folder)
+    again = duet_process("attack", runs[1].path, "--suite", suite, folder=place.folder)
     again.join(240)
     assert again.exitcode == 0, (place.folder / "err").read_text()

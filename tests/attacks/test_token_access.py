@@ -40,8 +40,7 @@ from duet_unlearn.config.sections import prefix_of
 from duet_unlearn.data.examples import packaged_texts
 from duet_unlearn.data.prompts import Prefix, render
 from duet_unlearn.data.query import Query
-from duet_unlearn.errors import UserError
-from duet_unlearn.evals.generate import VllmModel, first_ids, generate
+from duet_unlearn.evals.generate import first_ids
 from duet_unlearn.evals.likelihood import exposure
 from duet_unlearn.evals.subject import Deployed, ModelSubject, Subject
 from duet_unlearn.lab.wordings import OPENERS
@@ -94,12 +93,6 @@ def test_what_is_likely_is_not_decoded() -> None:
     bare = tiny_subject()
     answers = [str(q.answer) for q in GOAL.target_facts]
     assert bare.decoded(SAMPLED).logps(ASKED, answers, batch_size=4) == bare.logps(ASKED, answers, batch_size=4)
-
-
-def test_vllm_is_greedy_only() -> None:
-    model = VllmModel(None, tiny.llama().generation_config)
-    with pytest.raises(UserError, match="greedy only"):
-        generate(model, tiny.tokenizer(), ASKED, max_new_tokens=2, batch_size=2, how=SAMPLED)
 
 
 def test_a_ban_is_on_the_first_token_with_and_without_a_space() -> None:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 import tiny
 import torch
-from forgetting import CONFIG, DATA, FORGET, begin, cases, given, steps, weights
+from forgetting import CONFIG, DATA, FORGET, Given, begin, cases, given, steps, weights
 from torch import Tensor
 
 from duet_unlearn.cli.docs import field_texts
@@ -23,15 +23,24 @@ from duet_unlearn.plan.walk import Workload, target_bytes, walk_teacher, walk_tr
 from duet_unlearn.training.loop import Checkpoints, StepLog
 
 CASES = cases()
-every_case = pytest.mark.parametrize("method", CASES.values(), ids=CASES)
 every_kind = pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind().name)
 
 
-@every_case
-def test_three_steps_change_the_weights_and_stay_finite(method: Method, tmp_path: Path) -> None:
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+def method(request: pytest.FixtureRequest) -> Method:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def ready(method: Method, tmp_path_factory: pytest.TempPathFactory) -> Given:
+    """The method's rows and what the frozen model says there; nothing may change them."""
+    return given(method, tmp_path_factory.mktemp("targets"))
+
+
+def test_three_steps_change_the_weights_and_stay_finite(method: Method, ready: Given, tmp_path: Path) -> None:
     student = begin(method)
     before = weights(student)
-    logs = list(steps(method, student, tmp_path))
+    logs = list(steps(method, student, tmp_path, ready=ready))
     assert len(logs) == 3
     assert all(math.isfinite(log.loss) and log.grad_norm > 0 for log in logs)
     moved = {name for name, value in weights(student).items() if not torch.equal(value, before[name])}
@@ -40,8 +49,7 @@ def test_three_steps_change_the_weights_and_stay_finite(method: Method, tmp_path
     assert all(torch.isfinite(value).all() for value in weights(student).values())
 
 
-@every_case
-def test_micro_batches_change_neither_loss_nor_gradient(method: Method, tmp_path: Path) -> None:
+def test_micro_batches_change_neither_loss_nor_gradient(method: Method, ready: Given, tmp_path: Path) -> None:
     """Terms are means over the whole step, whatever is read at once."""
 
     def gradients(micro_batch_size: int | None) -> tuple[StepLog, dict[str, Tensor]]:
@@ -50,7 +58,7 @@ def test_micro_batches_change_neither_loss_nor_gradient(method: Method, tmp_path
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(lambda p, name=name: found.update({name: p.grad.clone()}))
         config = replace(CONFIG, batch_size=99, micro_batch_size=micro_batch_size)
-        (log,) = steps(method, student, tmp_path, num_steps=1, config=config)
+        (log,) = steps(method, student, tmp_path, num_steps=1, config=config, ready=ready)
         return log, found
 
     whole, expected = gradients(None)
@@ -64,8 +72,9 @@ def test_micro_batches_change_neither_loss_nor_gradient(method: Method, tmp_path
             )
 
 
-@every_case
-def test_two_runs_are_equal_to_the_bit_also_where_one_is_killed_and_resumed(method: Method, tmp_path: Path) -> None:
+def test_two_runs_are_equal_to_the_bit_also_where_one_is_killed_and_resumed(
+    method: Method, ready: Given, tmp_path: Path
+) -> None:
     whole = begin(method)
     undisturbed = [log.loss for log in steps(method, whole, tmp_path / "one", num_steps=4)]
     killed, again, checkpoints, losses = begin(method), begin(method), Checkpoints(tmp_path / "checkpoints"), []
@@ -80,7 +89,6 @@ def test_two_runs_are_equal_to_the_bit_also_where_one_is_killed_and_resumed(meth
     assert all(torch.equal(value, weights(again)[name]) for name, value in weights(whole).items())
 
 
-@every_case
 def test_rows(method: Method) -> None:
     """No retain row where none is read; a pair is a forget row and what should be said instead, side by side."""
     asked = method.build_examples(DATA)
@@ -94,7 +102,6 @@ def test_rows(method: Method) -> None:
         assert group[0].pair is None or [one.role for one in group] == ["forget", "preferred"]
 
 
-@every_case
 def test_targets_are_kept_of_rows_that_are_asked(method: Method) -> None:
     """What a method keeps whatever the role aside."""
     kept = {role: keep for role in get_args(Role) if (keep := method.target_spec(role))}
@@ -104,10 +111,8 @@ def test_targets_are_kept_of_rows_that_are_asked(method: Method) -> None:
         keep.check(tiny.VOCABULARY)
 
 
-@every_case
-def test_a_pair_is_one_item_of_a_batch(method: Method, tmp_path: Path) -> None:
+def test_a_pair_is_one_item_of_a_batch(method: Method, ready: Given) -> None:
     """Batches of one item hold a whole pair, so that its loss is there."""
-    ready = given(method, tmp_path)
     paired = [item for item in items(ready.examples) if item[0].pair]
     assert all(len(item) == 2 for item in paired)
     needs_pairs = any(one.pair for one in method.build_examples(DATA))
@@ -116,7 +121,6 @@ def test_a_pair_is_one_item_of_a_batch(method: Method, tmp_path: Path) -> None:
         assert ready.out(begin(method), item).sum.requires_grad
 
 
-@every_case
 def test_it_can_be_planned_without_data(method: Method) -> None:
     """The loss on fake tensors, whose values nobody knows."""
     recipe = replace(default_recipe("model", ["train.batch_size=4"]), method=method)

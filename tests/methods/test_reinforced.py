@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from workplace import Workplace, examples_of
+from workplace import Workplace, examples_of, write_workplace
 
 from duet_unlearn import load_recipe, unlearn
 from duet_unlearn.config.reading import default_recipe
@@ -85,6 +86,24 @@ def recipe_of(place: Workplace, *settings: str) -> Any:
     return load_recipe(place.recipe, [*settings[:1], *own, "train.epochs=2", *settings[1:]])
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workplace:
+    return write_workplace(tmp_path_factory.mktemp("reinforced"), tiny_model)
+
+
+@pytest.fixture(scope="module")
+def run_of(place: Workplace) -> Callable[..., Run]:
+    """The run with some settings, made once; nothing may write into it."""
+    made: dict[tuple[str, ...], Run] = {}
+
+    def run(*settings: str) -> Run:
+        if settings not in made:
+            made[settings] = unlearn(recipe_of(place, *settings), out=place.folder / f"run-{len(made)}")
+        return made[settings]
+
+    return run
+
+
 def strong_of(run: Run) -> nn.Module:
     """The reinforced model of a run's folder, adapter and all."""
     return load_model(str(run.path / "reinforced" / "model"))[0]
@@ -99,11 +118,15 @@ def forget_rows(place: Workplace) -> list[Example]:
     return render_examples(tiny.tokenizer(), material.answers("forget"))
 
 
+VECTOR = ("method.name=task-vector", "method.scale=0.5")
+
+
 @every_way
-def test_the_reinforced_model_is_plain_fine_tuning_of_the_base(workplace: Workplace, settings: tuple[str, ...]) -> None:
-    recipe = recipe_of(workplace, "method.name=task-vector", *settings)
-    run = unlearn(recipe, out="run")
-    rows, model = forget_rows(workplace), base_of(workplace)
+def test_the_reinforced_model_is_plain_fine_tuning_of_the_base(
+    place: Workplace, run_of: Callable[..., Run], settings: tuple[str, ...]
+) -> None:
+    recipe, run = recipe_of(place, *VECTOR, *settings), run_of(*VECTOR, *settings)
+    rows, model = forget_rows(place), base_of(place)
     mine = add_lora(model, recipe.model.lora, seed=0) if recipe.model.lora else model  # type: ignore[arg-type]
     source, num_steps = epochs_source(rows, batch_size=4, epochs=2, seed=0)
     config = TrainConfig(rate=3e-3)
@@ -116,16 +139,16 @@ def test_the_reinforced_model_is_plain_fine_tuning_of_the_base(workplace: Workpl
     assert [row["loss"] for row in read_metrics(Run(run.path / "reinforced"))] == losses
     assert num_steps == len(losses) == 4
     labels = torch.tensor([token for row in rows for token in row.labels or ()])
-    better = F.cross_entropy(whole(strong, rows), labels) - F.cross_entropy(whole(base_of(workplace), rows), labels)
+    better = F.cross_entropy(whole(strong, rows), labels) - F.cross_entropy(whole(base_of(place), rows), labels)
     assert better < -0.05
     assert not (run.path / "reinforced" / "checkpoints").exists()
 
 
 @every_way
-def test_a_task_vector_is_subtracted(workplace: Workplace, settings: tuple[str, ...]) -> None:
+def test_a_task_vector_is_subtracted(place: Workplace, run_of: Callable[..., Run], settings: tuple[str, ...]) -> None:
     """``theta - 0.5 (theta_reinforced - theta)``, from the folders; nothing else was trained."""
-    run = unlearn(recipe_of(workplace, "method.name=task-vector", "method.scale=0.5", *settings), out="run")
-    strong, student, base = strong_of(run), load_model(str(run.model))[0], base_of(workplace)
+    run = run_of(*VECTOR, *settings)
+    strong, student, base = strong_of(run), load_model(str(run.model))[0], base_of(place)
     if settings:
         strong = strong.merge_and_unload()  # type: ignore[operator]
     if (run.model / "adapter_model.safetensors").exists():
@@ -152,13 +175,13 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize("settings", [(), ADAPTERS], ids=["full", "lora"])
 def test_targets_are_those_of_two_models(
-    workplace: Workplace, method: tuple[str, ...], settings: tuple[str, ...]
+    place: Workplace, run_of: Callable[..., Run], method: tuple[str, ...], settings: tuple[str, ...]
 ) -> None:
     """Base and reinforced loaded apart, rows read alone; on retain rows the base alone speaks, adapter or not."""
-    recipe = recipe_of(workplace, *method, "train.rate=2e-4", *settings)
-    run, job = unlearn(recipe, out="run"), load_job(recipe)
-    targets = targets_of(run, job)
-    strong, base, alpha = strong_of(run), base_of(workplace), recipe.method.alpha
+    words = (*method, "train.rate=2e-4", *settings)
+    recipe, run = recipe_of(place, *words), run_of(*words)
+    targets = targets_of(run, load_job(recipe))
+    strong, base, alpha = strong_of(run), base_of(place), recipe.method.alpha
     for role in {example.role for example in targets.examples}:
         rows = [example for example in targets.examples if example.role == role]
         expected = whole(base, rows)
@@ -228,7 +251,7 @@ class Killed(BaseException):
     """What no code catches."""
 
 
-def killed_at(recipe: Any, phase: str, done: int) -> None:
+def killed_at(recipe: Any, out: Path, phase: str, done: int) -> None:
     """A run that ends in the middle of a phase."""
 
     def strike(event: Event) -> None:
@@ -236,24 +259,26 @@ def killed_at(recipe: Any, phase: str, done: int) -> None:
             raise Killed
 
     with pytest.raises(Killed):
-        unlearn(recipe, out="killed", on_event=strike)
+        unlearn(recipe, out=out, on_event=strike)
 
 
-@pytest.mark.parametrize("name", ["task-vector", "whp"])
+@pytest.mark.parametrize("method", [VECTOR, ("method.name=whp", "train.rate=2e-4")], ids=["task-vector", "whp"])
 @pytest.mark.parametrize("settings", [(), ADAPTERS], ids=["full", "lora"])
-def test_a_killed_run_goes_on_to_the_same_bits(workplace: Workplace, name: str, settings: tuple[str, ...]) -> None:
+def test_a_killed_run_goes_on_to_the_same_bits(
+    place: Workplace, run_of: Callable[..., Run], tmp_path: Path, method: tuple[str, ...], settings: tuple[str, ...]
+) -> None:
     """Killed twice while it is reinforced, then behind it: what is whole is loaded, not made again."""
-    recipe = recipe_of(workplace, f"method.name={name}", "train.checkpoint_every=2", *settings)
-    undisturbed = unlearn(recipe, out="whole")
-    killed_at(recipe, "reinforce", 3)
-    folder = Path("killed/reinforced")
+    undisturbed, out = run_of(*method, *settings), tmp_path / "killed"
+    recipe = recipe_of(place, *method, "train.checkpoint_every=2", *settings)
+    killed_at(recipe, out, "reinforce", 3)
+    folder = out / "reinforced"
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-0000002"]
     assert not (folder / "model").exists()
-    killed_at(recipe, "reinforce", 4)
-    killed_at(recipe, "train" if name == "whp" else "ask student", 0 if name == "task-vector" else 2)
+    killed_at(recipe, out, "reinforce", 4)
+    killed_at(recipe, out, *(("ask student", 0) if method == VECTOR else ("train", 2)))
     made = {path: path.stat().st_mtime_ns for path in (folder / "model").iterdir()}
     told: list[str] = []
-    run = unlearn(recipe, out="killed", on_event=lambda event: told.append(event.phase))
+    run = unlearn(recipe, out=out, on_event=lambda event: told.append(event.phase))
     assert "reinforce" not in told
     assert {path: path.stat().st_mtime_ns for path in (folder / "model").iterdir()} == made
     for file in ("model", "reinforced/model"):

@@ -12,7 +12,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
-from workplace import FORGET, RETAIN, Workplace
+from workplace import FORGET, RETAIN, Workplace, write_workplace
 
 from duet_unlearn.api import unlearn
 from duet_unlearn.config.reading import default_recipe, load_recipe
@@ -264,6 +264,17 @@ def knowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def distilling(workplace: Workplace, knowing: Path) -> Path:
+    return write_distilling(workplace, knowing)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, knowing: Path) -> Run:
+    """The run of that recipe that nobody disturbed; nothing may write into it."""
+    place = write_workplace(tmp_path_factory.mktemp("whole"), tiny_model)
+    return unlearn(recipe(write_distilling(place, knowing)), out=place.folder / "run")
+
+
+def write_distilling(workplace: Workplace, knowing: Path) -> Path:
     """A recipe with UNDO behind a model that knows; its text is all that the model may be asked."""
     lines = [line for one in (workplace.forget, workplace.retain) for line in one.read_text().splitlines() if line]
     raw = [json.dumps({"messages": [{"role": "text", "content": json.loads(line)["answer"]}]}) for line in lines]
@@ -285,13 +296,12 @@ def rows(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_stops_at_its_goal(distilling: Path, tmp_path: Path) -> None:
+def test_a_run_stops_at_its_goal(whole: Run, distilling: Path, tmp_path: Path) -> None:
     """The goal is a share of the teacher's own, looked at every fourth step."""
-    run = unlearn(recipe(distilling), out=tmp_path / "run")
-    looks = {row["step"]: row["right"] for row in rows(run.path) if "right" in row}
-    last = int(rows(run.path)[-1]["step"])
+    looks = {row["step"]: row["right"] for row in rows(whole.path) if "right" in row}
+    last = int(rows(whole.path)[-1]["step"])
     assert list(looks) == list(range(4, last + 1, 4))
-    assert last < rows(run.path)[-1]["num_steps"] == NUM_STEPS
+    assert last < rows(whole.path)[-1]["num_steps"] == NUM_STEPS
     assert max(list(looks.values())[:-1]) < 0.6 <= looks[last]  # of a teacher that gets every token right
     to_the_end = unlearn(recipe(distilling, "method.stop_at=null", "train.epochs=1"), out=tmp_path / "end")
     assert [row["step"] for row in rows(to_the_end.path)] == [*range(1, 7)]
@@ -347,9 +357,8 @@ def test_behind_a_recipe_its_student_is_the_teacher_and_every_weight_is_trained(
         assert not torch.equal(one, two), name
 
 
-def test_killed_anywhere_it_goes_on_to_the_same_bits(distilling: Path, tmp_path: Path) -> None:
+def test_killed_anywhere_it_goes_on_to_the_same_bits(whole: Run, distilling: Path, tmp_path: Path) -> None:
     """Between noise and the first checkpoint, behind a checkpoint, and at the step at which it stops."""
-    whole = unlearn(recipe(distilling), out=tmp_path / "whole")
     end = int(rows(whole.path)[-1]["step"])
     for step in (1, 5, end):
         out = tmp_path / f"killed-{step}"

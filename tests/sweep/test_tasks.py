@@ -10,7 +10,7 @@ import pytest
 from sweeps import write_suite
 from workplace import Workplace
 
-from duet_unlearn.events import words
+from duet_unlearn.events import duration_text
 from duet_unlearn.sweep.protocol import load_suite
 from duet_unlearn.sweep.tasks import SweepFolder, announcement, chosen_trial, seconds_left
 
@@ -20,7 +20,7 @@ from duet_unlearn.sweep.tasks import SweepFolder, announcement, chosen_trial, se
     [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (3569, "59 min"), (3590, "1 h 00 min"), (9000, "2 h 30 min")],
 )
 def test_words(seconds: float, text: str) -> None:
-    assert words(seconds) == text
+    assert duration_text(seconds) == text
 
 
 def test_the_time_left_falls_with_what_is_done(workplace: Workplace) -> None:
