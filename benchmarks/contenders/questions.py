@@ -137,10 +137,9 @@ def write_mmlu_tasks(folder: Path, data: Path, subjects: Sequence[str], *, limit
 
 def lab_queries(mode: Literal["letter", "text"]) -> list[Query]:
     """120 questions on general subjects in the lab's world, in wordings that no training saw."""
-    from duet_unlearn.lab.benchmark import ask_choice, ask_letter, general_facts
-    from duet_unlearn.lab.suite import choice_queries
+    from duet_unlearn.lab.questions import choice_query, general_facts, held_out_choices, letter_query
 
-    return list(choice_queries("choice", general_facts(), ask=ask_letter if mode == "letter" else ask_choice))
+    return list(held_out_choices("choice", general_facts(), build=letter_query if mode == "letter" else choice_query))
 
 
 def write_chat_task(folder: Path, name: str, tokenizer: PreTrainedTokenizerFast, queries: Sequence[Query]) -> str:

@@ -25,10 +25,9 @@ from duet_unlearn.errors import UserError
 from duet_unlearn.evals.benchmarks import Ask, benchmark_sets, load_reference
 from duet_unlearn.evals.question_sets import EvalSet
 from duet_unlearn.evals.summaries import performance_shift
-from duet_unlearn.lab import data as lab
-from duet_unlearn.lab.suite import lab_suite, shift_sets
-from duet_unlearn.lab.validation import validation_suite
-from duet_unlearn.lab.wordings import OPENERS, REFUSALS, REVERSE
+from duet_unlearn.lab import references as lab
+from duet_unlearn.lab.evaluation import lab_suite, shift_sets, validation_suite
+from duet_unlearn.lab.language import OPENERS, REFUSALS, REVERSE
 from duet_unlearn.methods.base import Need, Split
 from duet_unlearn.models.blocks import context_of
 from duet_unlearn.models.load import default_device

@@ -29,7 +29,7 @@ from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.generate import VllmModel, first_ids, generate
 from duet_unlearn.evals.subject import Deployed, ModelSubject, Subject
-from duet_unlearn.lab.wordings import OPENERS
+from duet_unlearn.lab.language import OPENERS
 from duet_unlearn.methods.guarded import Refusing, Routed, corrupting, draw_noise
 from duet_unlearn.models.blocks import num_embeddings
 from duet_unlearn.subjects import load_student

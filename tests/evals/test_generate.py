@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.generate import generate, load_vllm
-from duet_unlearn.lab.data import model_path
+from duet_unlearn.lab.references import model_path
 from duet_unlearn.models.load import load_model
 from duet_unlearn.teacher.decoding import greedy
 

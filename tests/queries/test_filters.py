@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from duet_unlearn.lab.formats import question
-from duet_unlearn.lab.wordings import QUESTIONS
+from duet_unlearn.lab.language import QUESTIONS, question
 from duet_unlearn.lab.world import BENCHMARK_STORIES, world
 from duet_unlearn.queries.filters import Ground, key_names, reason_against, says_any
 from duet_unlearn.queries.words import SIMILAR, alike, names, words
