@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from duet_unlearn.data.prompts import render
 from duet_unlearn.data.query import Query
-from duet_unlearn.evals.benchmarks import mmlu
-from duet_unlearn.evals.benchmarks.ask import Ask
+from duet_unlearn.evals.benchmarks import BenchmarkSettings, hazards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -118,7 +117,7 @@ def write_model(folder: Path, tokenizer: PreTrainedTokenizerFast, shape: dict[st
 
 def mmlu_queries(data: Path, subjects: Sequence[str], *, shots: int, limit: int) -> list[Query]:
     """The product's own questions: the first `limit` of each subject."""
-    (every,) = mmlu.sets(Ask(str(data), None, shots, "", frozenset()))
+    (every,) = hazards.mmlu_sets(BenchmarkSettings(str(data), None, shots, "", frozenset()))
     return [q for name in subjects for q in [q for q in every.queries if q.source == name][:limit]]
 
 

@@ -22,7 +22,7 @@ from duet_unlearn.data.published import scheme_of
 from duet_unlearn.data.query import Message, Query, read_queries
 from duet_unlearn.data.training_data import Texts, TrainingData, packaged_texts
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.benchmarks import Ask, benchmark_sets, load_reference
+from duet_unlearn.evals.benchmarks import BenchmarkSettings, benchmark_sets, load_reference
 from duet_unlearn.evals.question_sets import EvalSet
 from duet_unlearn.evals.summaries import performance_shift
 from duet_unlearn.lab import references as lab
@@ -224,8 +224,8 @@ class Job:
     def _benchmark_sets(self) -> list[EvalSet]:
         """The benchmarks' sets."""
         config, ids = self.recipe.evaluate, frozenset(query.id for query in (*self.train.forget, *self.train.retain))
-        ask = Ask(self.recipe.data.folder, config.limit, config.shots, self.recipe.concept, ids)
-        sets = benchmark_sets(config.benchmarks, ask)
+        settings = BenchmarkSettings(self.recipe.data.folder, config.limit, config.shots, self.recipe.concept, ids)
+        sets = benchmark_sets(config.benchmarks, settings)
         if taken := config.sets.keys() & {one.name for one in sets}:
             raise UserError(f"evaluate.sets.{min(taken)}: a benchmark has a set of this name", "choose another name")
         return [self._under_concepts(one) for one in sets]

@@ -8,13 +8,12 @@ from typing import Any
 from duet_unlearn.config.sections import EvalConfig
 from duet_unlearn.data.published import Benchmark
 from duet_unlearn.data.query import Query
-from duet_unlearn.evals.benchmarks import mmlu, muse, potter, rwku, tofu, wmdp, xstest
-from duet_unlearn.evals.benchmarks.ask import Ask
-from duet_unlearn.evals.benchmarks.summary import Result, Summary
+from duet_unlearn.evals.benchmarks import books, hazards, people
+from duet_unlearn.evals.benchmarks.protocol import BenchmarkSettings, SubjectResult, Summary
 from duet_unlearn.evals.question_sets import EvalSet
 from duet_unlearn.stats import Score
 
-__all__ = ["Ask", "Result", "Summary", "benchmark_sets", "load_reference", "summaries", "with_summaries"]
+__all__ = ["BenchmarkSettings", "SubjectResult", "Summary", "benchmark_sets", "load_reference", "with_summaries"]
 
 
 def load_reference(reference: str, folder: str | None) -> list[Query]:
@@ -24,69 +23,63 @@ def load_reference(reference: str, folder: str | None) -> list[Query]:
         UserError: no such part; data that is absent, or not in its publisher's format.
     """
     scheme, _, part = reference.partition(":")
-    reader = {
-        "tofu": tofu.queries,
-        "muse": muse.queries,
-        "wmdp": wmdp.queries,
-        "mmlu": mmlu.queries,
-        "rwku": rwku.queries,
-        "xstest": xstest.queries,
-        "potter": potter.queries,
+    read = {
+        "tofu": people.tofu_queries,
+        "rwku": people.rwku_queries,
+        "muse": books.muse_queries,
+        "potter": books.potter_queries,
+        "wmdp": hazards.wmdp_queries,
+        "mmlu": hazards.mmlu_queries,
+        "xstest": hazards.xstest_queries,
     }[scheme]
-    return reader(part, folder)
+    return read(part, folder)
 
 
-def benchmark_sets(names: Sequence[Benchmark], ask: Ask) -> list[EvalSet]:
+def benchmark_sets(names: Sequence[Benchmark], settings: BenchmarkSettings) -> list[EvalSet]:
     """What the benchmarks ask, in their order. Errors as ``load_reference``."""
-    return [eval_set for name in names for eval_set in _sets(name, ask)]
-
-
-def _sets(name: Benchmark, ask: Ask) -> list[EvalSet]:
-    match name.split("-"):
-        case ["tofu", split]:
-            return tofu.sets(split, ask)
-        case ["muse", corpus]:
-            return muse.sets(corpus, ask)
-        case ["wmdp", subject]:
-            return wmdp.sets(subject, ask)
-        case ["rwku"]:
-            return rwku.sets(ask)
-        case ["xstest"]:
-            return xstest.sets(ask)
-        case ["potter"]:
-            return potter.sets(ask)
-        case _:
-            return mmlu.sets(ask)
-
-
-def summaries(
-    names: Sequence[Benchmark], own: Result, *, base: Result | None, oracle: Result | None, shots: int
-) -> list[Summary]:
-    """The benchmarks' summary numbers of one subject. `base` is None for the base itself and where there is none;
-    `oracle` is a model retrained without what is forgotten."""
-    found: list[Summary] = []
+    sets: list[EvalSet] = []
     for name in names:
         match name.split("-"):
-            case ["tofu", _]:
-                found += tofu.summaries(own, oracle)
+            case ["tofu", split]:
+                sets += people.tofu_sets(split, settings)
             case ["muse", corpus]:
-                found += muse.summaries(corpus, own, oracle)
+                sets += books.muse_sets(corpus, settings)
             case ["wmdp", subject]:
-                found += wmdp.summaries(subject, own, base, mmlu=mmlu.set_name(shots))
+                sets += hazards.wmdp_sets(subject, settings)
+            case ["rwku"]:
+                sets += people.rwku_sets(settings)
+            case ["xstest"]:
+                sets += hazards.xstest_sets(settings)
             case ["potter"]:
-                found += potter.summaries(own, base, mmlu=mmlu.set_name(shots))
-    return found
+                sets += books.potter_sets(settings)
+            case _:
+                sets += hazards.mmlu_sets(settings)
+    return sets
 
 
 def with_summaries(
-    found: Mapping[str, Mapping[str, Any]], samples: Mapping[str, Sequence[Mapping[str, Any]]], config: EvalConfig
+    stored: Mapping[str, Mapping[str, Any]], samples: Mapping[str, Sequence[Mapping[str, Any]]], config: EvalConfig
 ) -> dict[str, dict[str, Any]]:
-    """The objects of ``evals/*.json``, each with the summary numbers of its benchmarks as further sets."""
-    results = {name: Result(_scores(each["scores"]), samples[name]) for name, each in found.items()}
+    """The objects of ``evals/*.json``, each with the summary numbers of its benchmarks as further sets.
+
+    Args:
+        stored: subject -> the object without them.
+        samples: subject -> the lines of its ``samples/*.jsonl``.
+    """
+    results = {
+        name: SubjectResult(
+            {
+                of: {metric: Score.from_json(value) for metric, value in metrics.items()}
+                for of, metrics in each["scores"].items()
+            },
+            samples[name],
+        )
+        for name, each in stored.items()
+    }
     whole: dict[str, dict[str, Any]] = {}
-    for name, each in found.items():
+    for name, each in stored.items():
         base = results.get("base") if name != "base" else None
-        parts = summaries(config.benchmarks, results[name], base=base, oracle=results.get("oracle"), shots=config.shots)
+        parts = _summaries(config, results[name], base=base, oracle=results.get("oracle"))
         numbers = {p.name: {metric: score.to_json() for metric, score in p.scores.items()} for p in parts}
         whole[name] = {
             **each,
@@ -96,7 +89,21 @@ def with_summaries(
     return whole
 
 
-def _scores(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Score]]:
-    return {
-        name: {metric: Score.from_json(value) for metric, value in metrics.items()} for name, metrics in stored.items()
-    }
+def _summaries(
+    config: EvalConfig, own: SubjectResult, *, base: SubjectResult | None, oracle: SubjectResult | None
+) -> list[Summary]:
+    """The benchmarks' summary numbers of one subject. `base` is None for the base itself and where there is none;
+    `oracle` is a model retrained without what is forgotten."""
+    mmlu = hazards.mmlu_name(config.shots)
+    found: list[Summary] = []
+    for name in config.benchmarks:
+        match name.split("-"):
+            case ["tofu", _]:
+                found += people.tofu_summaries(own, oracle)
+            case ["muse", corpus]:
+                found += books.muse_summaries(corpus, own, oracle)
+            case ["wmdp", subject]:
+                found += hazards.wmdp_summaries(subject, own, base, mmlu=mmlu)
+            case ["potter"]:
+                found += books.potter_summaries(own, base, mmlu=mmlu)
+    return found
