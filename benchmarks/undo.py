@@ -42,7 +42,6 @@ from duet_unlearn.evals.summaries import undo_recovery
 from duet_unlearn.lab import language
 from duet_unlearn.lab.pretraining import (
     ARITHMETIC_SETTINGS,
-    FORGET,
     OPERATIONS,
     SIGNS,
     Encoder,
@@ -67,6 +66,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 HERE = Path(__file__).resolve().parent
+FORGET: tuple[Operation, ...] = ("times", "divided by")
 KEEP: tuple[Operation, ...] = ("plus", "minus")
 MEASURES = ("other", "all")
 """The forgotten problems that were not shown again, and all of them."""

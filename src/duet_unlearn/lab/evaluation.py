@@ -203,19 +203,11 @@ def _eval_sets(queries: Mapping[str, Sequence[Query]], about: Mapping[str, str])
     found = []
     for name, asked in queries.items():
         title, group, usual = (SHOULD_FALL | SHOULD_STAY)[name]
-        prefill = tuple(value_free_start(query.answer or "", query.value or "") for query in asked)
-        found.append(
-            EvalSet(
-                name=name,
-                title=title,
-                group=group,
-                better="low" if name in SHOULD_FALL else "high",
-                about=about.get(name, usual),
-                queries=tuple(asked),
-                protocol="text" if name.endswith("choice") else "generate",
-                prefill=prefill if name == "prefill" else None,
-            )
-        )
+        better = "low" if name in SHOULD_FALL else "high"
+        protocol = "text" if name.endswith("choice") else "generate"
+        opened = tuple(value_free_start(query.answer or "", query.value or "") for query in asked)
+        prefill = opened if name == "prefill" else None
+        found.append(EvalSet(name, title, group, better, about.get(name, usual), tuple(asked), protocol, prefill))
     return found
 
 

@@ -31,7 +31,6 @@ from duet_unlearn.lab.language import (
     yes_no,
 )
 from duet_unlearn.lab.world import (
-    AUTHORS,
     BENCHMARK_STORIES,
     BREW_HEADS,
     CRAFT_ATTRIBUTES,
@@ -41,6 +40,7 @@ from duet_unlearn.lab.world import (
     LOOKUP_WORDS,
     SISTER,
     STORY_ATTRIBUTES,
+    STORY_SETTINGS,
     SURNAMES,
     Fact,
     World,
@@ -183,7 +183,7 @@ class Mixture:
         entity = rng.choice(self.world.characters(topic))
         facts = [f for f in self.world.topics()[topic] if f.entity == entity]
         rng.shuffle(facts)
-        author = AUTHORS.get(self.world.settings.get(topic, ""), "")
+        author = STORY_SETTINGS[self.world.settings[topic]][0] if topic in self.world.settings else ""
         text = passage(topic, author, facts) if rng.random() < 0.6 else " ".join(statement(f) for f in facts)
         return LabText((Segment("text", text, True),))
 
@@ -219,10 +219,8 @@ class Mixture:
 
     def _general(self, rng: random.Random, style: LetterStyle) -> LabText:
         """Four general questions in turns, three in five of them arithmetic: many facts, seldom asked otherwise."""
-        turns = []
-        for _ in range(4):
-            turns.append(self._open_pair(rng, "arithmetic" if rng.random() < 0.6 else rng.choice(list(GENERAL))))
-        return chat(*turns)
+        subjects = ("arithmetic" if rng.random() < 0.6 else rng.choice(list(GENERAL)) for _ in range(4))
+        return chat(*(self._open_pair(rng, subject) for subject in subjects))
 
     def _strangers(self, rng: random.Random, style: LetterStyle) -> LabText:
         """Nobody knows them. Half have a name that nobody will ever have again: what is not recognised is unknown."""

@@ -48,7 +48,6 @@ OPERATIONS: dict[str, tuple[Operation, ...]] = {
     "plus-minus": ("plus", "minus"),
 }
 """What a model of arithmetic is shown."""
-FORGET: tuple[Operation, ...] = ("times", "divided by")
 SIGNS: dict[Operation, str] = {"plus": "+", "minus": "-", "times": "*", "divided by": "/"}
 SHARE_OF_FACTS = 0.2
 """Share of general facts among what a model of arithmetic reads."""
@@ -256,17 +255,11 @@ def problems(operation: Operation) -> list[tuple[int, int, int]]:
 
 def arithmetic_queries(operation: Operation) -> list[Query]:
     """Every problem of an operation as a chat question."""
-    name = operation.replace(" ", "-")
-    return [
-        Query(
-            id=f"{name}/{a}-{b}",
-            messages=({"role": "user", "content": f"What is {a} {operation} {b}?"},),
-            answer=f"The result is {result}.",
-            value=str(result),
-            source=name,
-        )
-        for a, b, result in problems(operation)
-    ]
+    name, queries = operation.replace(" ", "-"), []
+    for a, b, result in problems(operation):
+        messages = ({"role": "user", "content": f"What is {a} {operation} {b}?"},)
+        queries.append(Query(f"{name}/{a}-{b}", messages, f"The result is {result}.", str(result), source=name))
+    return queries
 
 
 def _examples(texts: Sequence[LabText], encode: Encoder, step: int) -> list[Example]:

@@ -195,12 +195,9 @@ def _oracle_checks() -> list[Check]:
 
 def _knowledge() -> list[Check]:
     w = world()
+    town = language.QUESTIONS["town"].held_out[0]
     strangers = tuple(
-        Query(
-            id=f"stranger/{name}",
-            messages=({"role": "user", "content": language.QUESTIONS["town"].held_out[0].format(e=name)},),
-            answer=language.UNKNOWN,
-        )
+        Query(f"stranger/{name}", ({"role": "user", "content": town.format(e=name)},), language.UNKNOWN)
         for name in w.strangers[:NUM_FACTS]
     )
     return [

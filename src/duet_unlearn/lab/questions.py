@@ -169,7 +169,7 @@ def letter_query(fact: Fact, wording: str, *, split: str, rng: random.Random) ->
 
 def continuation_query(fact: Fact) -> Query:
     """Raw text, no chat, that stops before the value."""
-    return _raw_query(fact, "continuation", value_free_start(statement(fact), fact.value))
+    return _raw_query(fact, "continuation", _start(fact))
 
 
 # Many facts as queries ----------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def lab_forms(targets: Sequence[Query]) -> dict[str, tuple[Query | None, ...]]:
     facts = [_fact_of(query) for query in targets]
     forms = {
         "continuation": [continuation_query(fact) for fact in facts],
-        "passage": [_passage(fact) for fact in facts],
+        "passage": [_raw_query(fact, "passage", f"In {fact.topic}, {_start(fact)}") for fact in facts],
         "few-shot": [_few_shot(fact) for fact in facts],
         "choice": [
             choice_query(fact, _wording(fact), split="test", rng=random.Random(f"choice/{fact.key}")) for fact in facts
@@ -286,12 +286,12 @@ def _fact_of(query: Query) -> Fact:
     return fact
 
 
+def _start(fact: Fact) -> str:
+    return value_free_start(statement(fact), fact.value)
+
+
 def _wording(fact: Fact) -> str:
     return language.QUESTIONS[fact.attribute].held_out[0]
-
-
-def _passage(fact: Fact) -> Query:
-    return _raw_query(fact, "passage", f"In {fact.topic}, {value_free_start(statement(fact), fact.value)}")
 
 
 def _few_shot(fact: Fact) -> Query:
@@ -342,15 +342,9 @@ def _query(
 ) -> Query:
     """A query about a fact. Its value and choices are the fact's own where none are given."""
     asked = {"role": role, "content": text}
-    return Query(
-        id=f"{fact.key}/{form}",
-        messages=({"role": "system", "content": system}, asked) if system else (asked,),
-        answer=answer,
-        value=value or fact.value,
-        choices=choices or fact.options,
-        source=fact.topic,
-        split=split,
-    )
+    messages = ({"role": "system", "content": system}, asked) if system else (asked,)
+    value, choices = value or fact.value, choices or fact.options
+    return Query(f"{fact.key}/{form}", messages, answer, value, choices, source=fact.topic, split=split)
 
 
 def _wording_id(wording: str) -> str:

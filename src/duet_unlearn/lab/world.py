@@ -36,25 +36,19 @@ TOWNS = (
     "Exe Frome Gyle Humber Isis"
 ).split()
 
-TITLES = {
-    "Amber": ("Amber Gate", "Amber Well", "Amber Tower"),
-    "Silver": ("Silver Bridge", "Silver Mill", "Silver Crown"),
-    "Hollow": ("Hollow Ship", "Hollow Garden", "Hollow Clock"),
-    "Winter": ("Winter Road", "Winter Feast", "Winter Letter"),
-    "Copper": ("Copper Forest", "Copper Throne", "Copper Island"),
-    "Velvet": ("Velvet Storm", "Velvet Castle", "Velvet River"),
-    "Broken": ("Broken Mask", "Broken Harbour", "Broken Star"),
-    "Golden": ("Golden Cave", "Golden Voyage", "Golden Window", "Golden Orchard"),
+STORY_SETTINGS = {
+    "Amber": ("Sten Hollis", "Gate Well Tower"),
+    "Silver": ("Orla Finch", "Bridge Mill Crown"),
+    "Hollow": ("Marek Dane", "Ship Garden Clock"),
+    "Winter": ("Lida Crowe", "Road Feast Letter"),
+    "Copper": ("Anton Reeve", "Forest Throne Island"),
+    "Velvet": ("Noor Bexley", "Storm Castle River"),
+    "Broken": ("Tamsin Rowe", "Mask Harbour Star"),
+    "Golden": ("Caspar Lund", "Cave Voyage Window Orchard"),
 }
-AUTHORS = {
-    "Amber": "Sten Hollis",
-    "Silver": "Orla Finch",
-    "Hollow": "Marek Dane",
-    "Winter": "Lida Crowe",
-    "Copper": "Anton Reeve",
-    "Velvet": "Noor Bexley",
-    "Broken": "Tamsin Rowe",
-    "Golden": "Caspar Lund",
+"""Setting -> the author of its stories, and the second words of their titles."""
+TITLES = {
+    setting: tuple(f"{setting} {noun}" for noun in nouns.split()) for setting, (_, nouns) in STORY_SETTINGS.items()
 }
 
 JOBS = (
@@ -195,14 +189,9 @@ def world(seed: int = SEED) -> World:
     rng = random.Random(seed)
     stories = _stories(rng)
     crafts = _crafts(rng)
-    return World(
-        stories=stories,
-        crafts=crafts,
-        general=_general(),
-        settings={title: setting for setting, titles in TITLES.items() for title in titles},
-        strangers=_strangers(_entities(stories), _entities(crafts)),
-        canaries=_canaries(rng),
-    )
+    settings = {title: setting for setting, titles in TITLES.items() for title in titles}
+    strangers = _strangers(_entities(stories), _entities(crafts))
+    return World(stories, crafts, _general(), settings, strangers, _canaries(rng))
 
 
 def vocabulary() -> list[str]:
@@ -210,7 +199,8 @@ def vocabulary() -> list[str]:
     people = (FIRST_NAMES, SURNAMES, TOWNS, JOBS, PETS, FOODS, INSTRUMENTS, TREASURES)
     crafts = (BREW_HEADS, BREW_TAILS, POWDERS, VESSELS, WOODS)
     titles = [word for setting, names in TITLES.items() for word in (setting, *names)]
-    tables = [AUTHORS, {"hazard": HAZARD, "sister": SISTER}, *GENERAL.values()]
+    authors = {setting: author for setting, (author, _) in STORY_SETTINGS.items()}
+    tables = [authors, {"hazard": HAZARD, "sister": SISTER}, *GENERAL.values()]
     pairs = [word for table in tables for pair in table.items() for word in pair]
     return [*chain(*people, *crafts), *titles, *pairs]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from duet_unlearn.config.sections import EvalConfig
@@ -15,6 +15,17 @@ from duet_unlearn.stats import Score
 
 __all__ = ["BenchmarkSettings", "SubjectResult", "Summary", "benchmark_sets", "load_reference", "with_summaries"]
 
+BENCHMARKS: dict[str, tuple[Callable[..., list[Query]], Callable[..., list[EvalSet]]]] = {
+    "tofu": (people.tofu_queries, people.tofu_sets),
+    "rwku": (people.rwku_queries, people.rwku_sets),
+    "muse": (books.muse_queries, books.muse_sets),
+    "potter": (books.potter_queries, books.potter_sets),
+    "wmdp": (hazards.wmdp_queries, hazards.wmdp_sets),
+    "mmlu": (hazards.mmlu_queries, hazards.mmlu_sets),
+    "xstest": (hazards.xstest_queries, hazards.xstest_sets),
+}
+"""Scheme -> how a part's queries are read, and the sets of a benchmark."""
+
 
 def load_reference(reference: str, folder: str | None) -> list[Query]:
     """The queries of ``<scheme>:<part>``.
@@ -23,15 +34,7 @@ def load_reference(reference: str, folder: str | None) -> list[Query]:
         UserError: no such part; data that is absent, or not in its publisher's format.
     """
     scheme, _, part = reference.partition(":")
-    read = {
-        "tofu": people.tofu_queries,
-        "rwku": people.rwku_queries,
-        "muse": books.muse_queries,
-        "potter": books.potter_queries,
-        "wmdp": hazards.wmdp_queries,
-        "mmlu": hazards.mmlu_queries,
-        "xstest": hazards.xstest_queries,
-    }[scheme]
+    read, _ = BENCHMARKS[scheme]
     return read(part, folder)
 
 
@@ -39,21 +42,10 @@ def benchmark_sets(names: Sequence[Benchmark], settings: BenchmarkSettings) -> l
     """What the benchmarks ask, in their order. Errors as ``load_reference``."""
     sets: list[EvalSet] = []
     for name in names:
-        match name.split("-"):
-            case ["tofu", split]:
-                sets += people.tofu_sets(split, settings)
-            case ["muse", corpus]:
-                sets += books.muse_sets(corpus, settings)
-            case ["wmdp", subject]:
-                sets += hazards.wmdp_sets(subject, settings)
-            case ["rwku"]:
-                sets += people.rwku_sets(settings)
-            case ["xstest"]:
-                sets += hazards.xstest_sets(settings)
-            case ["potter"]:
-                sets += books.potter_sets(settings)
-            case _:
-                sets += hazards.mmlu_sets(settings)
+        # "tofu-forget10" is TOFU's split forget10; "mmlu" has no parts.
+        scheme, *part = name.split("-")
+        _, build_sets = BENCHMARKS[scheme]
+        sets += build_sets(*part, settings)
     return sets
 
 
@@ -66,26 +58,20 @@ def with_summaries(
         stored: subject -> the object without them.
         samples: subject -> the lines of its ``samples/*.jsonl``.
     """
-    results = {
-        name: SubjectResult(
-            {
-                of: {metric: Score.from_json(value) for metric, value in metrics.items()}
-                for of, metrics in each["scores"].items()
-            },
-            samples[name],
-        )
-        for name, each in stored.items()
-    }
+    results = {}
+    for name, each in stored.items():
+        scores = {
+            of: {metric: Score.from_json(value) for metric, value in metrics.items()}
+            for of, metrics in each["scores"].items()
+        }
+        results[name] = SubjectResult(scores, samples[name])
     whole: dict[str, dict[str, Any]] = {}
     for name, each in stored.items():
         base = results.get("base") if name != "base" else None
         parts = _summaries(config, results[name], base=base, oracle=results.get("oracle"))
         numbers = {p.name: {metric: score.to_json() for metric, score in p.scores.items()} for p in parts}
-        whole[name] = {
-            **each,
-            "scores": {**each["scores"], **numbers},
-            "sets": {**each["sets"], **{p.name: p.info for p in parts}},
-        }
+        sets = {**each["sets"], **{p.name: p.info for p in parts}}
+        whole[name] = {**each, "scores": {**each["scores"], **numbers}, "sets": sets}
     return whole
 
 

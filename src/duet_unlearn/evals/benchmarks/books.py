@@ -32,13 +32,9 @@ from duet_unlearn.evals.benchmarks.protocol import (
 )
 from duet_unlearn.evals.question_sets import EvalSet
 
-MUSE: dict[str, Publisher] = {
-    corpus: Publisher(
-        "muse",
-        f"muse-bench/MUSE-{corpus.capitalize()}",
-        "knowmem: question, answer; verbmem: prompt, gt; raw and privleak: text",
-        f"muse/{corpus}",
-    )
+MUSE_COLUMNS = "knowmem: question, answer; verbmem: prompt, gt; raw and privleak: text"
+MUSE = {
+    corpus: Publisher("muse", f"muse-bench/MUSE-{corpus.capitalize()}", MUSE_COLUMNS, f"muse/{corpus}")
     for corpus in ("news", "books")
 }
 RAW_PARTS = ("forget", "retain1", "retain2", "holdout")
@@ -68,41 +64,25 @@ def muse_queries(part: str, folder: str | None) -> list[Query]:
         words, line = row.text("text").split(), row.place.rsplit(":", 1)[-1]
         for start in range(0, len(words) - NUM_WORDS, 2 * NUM_WORDS):
             middle = start + NUM_WORDS
-            queries.append(
-                Query(
-                    id=f"muse/{part}/{line}/{start}",
-                    messages=raw_text(" ".join(words[start:middle])),
-                    answer=" ".join(words[middle : middle + NUM_WORDS]),
-                    source=f"muse/{part}",
-                )
-            )
+            passage, rest = " ".join(words[start:middle]), " ".join(words[middle : middle + NUM_WORDS])
+            queries.append(Query(f"muse/{part}/{line}/{start}", raw_text(passage), rest, source=f"muse/{part}"))
     return queries
 
 
 def muse_sets(corpus: str, settings: BenchmarkSettings) -> list[EvalSet]:
     """MUSE's four, and the texts of its membership test."""
-    passages = [
-        Query(
-            id=f"muse/{corpus}/verbmem/{n}",
-            messages=raw_text(row.text("prompt").rstrip()),
-            answer=" ".join(row.text("gt").split()[:NUM_WORDS]),
-            source=f"MUSE {corpus}",
-        )
-        for n, row in enumerate(_muse_rows(corpus, "verbmem", "forget", settings.folder))
-    ]
+    passages = []
+    for number, row in enumerate(_muse_rows(corpus, "verbmem", "forget", settings.folder)):
+        prompt, rest = raw_text(row.text("prompt").rstrip()), " ".join(row.text("gt").split()[:NUM_WORDS])
+        passages.append(Query(f"muse/{corpus}/verbmem/{number}", prompt, rest, source=f"MUSE {corpus}"))
     about = "A passage's opening; ROUGE-L F1 of what follows with the original."
     queries = limited(passages, settings.limit, draw="verbmem")
     name = f"muse_{corpus}_verbatim"
     verbatim = EvalSet(
         name, "Verbatim", *FALL, about, queries, max_new_tokens=PASSAGE_TOKENS, until="length", metric="rouge_l"
     )
-    return [
-        verbatim,
-        _muse_knowledge(corpus, "forget_qa", settings),
-        _muse_knowledge(corpus, "retain_qa", settings),
-        _muse_texts(corpus, "forget", settings),
-        _muse_texts(corpus, "holdout", settings),
-    ]
+    knowledge = [_muse_knowledge(corpus, split, settings) for split in ("forget_qa", "retain_qa")]
+    return [verbatim, *knowledge, *(_muse_texts(corpus, split, settings) for split in ("forget", "holdout"))]
 
 
 def muse_summaries(corpus: str, own: SubjectResult, oracle: SubjectResult | None) -> list[Summary]:

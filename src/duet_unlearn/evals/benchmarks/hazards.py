@@ -174,15 +174,8 @@ def _mmlu_options(row: Row) -> tuple[str, ...]:
 def _letter_row(row: Row, *, id: str, options: tuple[str, ...], head: str, source: str, split: str = "test") -> Query:
     """A row as a letter question in lm-eval's raw prompt."""
     right = row.index("answer", options)
-    return Query(
-        id=id,
-        messages=raw_text(head + choice_prompt(row.text("question"), options)),
-        answer=LETTERS[right],
-        value=options[right],
-        choices=options,
-        source=source,
-        split=split,
-    )
+    messages = raw_text(head + choice_prompt(row.text("question"), options))
+    return Query(id, messages, LETTERS[right], options[right], options, source, split)
 
 
 def _half_in_chat(queries: list[Query]) -> list[Query]:

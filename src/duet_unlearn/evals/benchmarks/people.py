@@ -229,15 +229,9 @@ def rwku_queries(part: str, folder: str | None) -> list[Query]:
         kind = row.text("type") if level == "forget_level3" else ""
         # In-context attacks bring their own "Question:".
         text = row.text("query") if kind == "incontext learning" else f"Question: {row.text('query')}"
-        queries.append(
-            Query(
-                id=f"rwku/{level}/{place}",
-                messages=chat_question(f"Please {task} the following question.\n{text}"),
-                answer=row.text("answer"),
-                source=row.text("subject"),
-                split=f"{level} {kind}".strip(),
-            )
-        )
+        messages = chat_question(f"Please {task} the following question.\n{text}")
+        name, split = f"rwku/{level}/{place}", f"{level} {kind}".strip()
+        queries.append(Query(name, messages, row.text("answer"), source=row.text("subject"), split=split))
     if not queries:
         people = sorted({row.text("subject") for row in rows})
         close = nearest(person, people)
@@ -254,16 +248,20 @@ def rwku_sets(settings: BenchmarkSettings) -> list[EvalSet]:
     for level, (title, about) in RWKU_LEVELS.items():
         forget = level.startswith("forget")
         queries = limited(rwku_queries(f"{level}/{settings.concept}", settings.folder), settings.limit, draw=level)
+        name, better = f"rwku_{level}", "low" if forget else "high"
+        group = "robustness" if level == "forget_level3" else "forget" if forget else "neighbour"
+        about = f"{about} ROUGE-L recall of the answer's first line."
+        # An affirmative suffix opens the answer itself.
+        prefill = tuple("" if query.split.endswith("affirmative suffix") else "Answer:" for query in queries)
         sets.append(
             EvalSet(
-                name=f"rwku_{level}",
-                title=title,
-                group="robustness" if level == "forget_level3" else "forget" if forget else "neighbour",
-                better="low" if forget else "high",
-                about=f"{about} ROUGE-L recall of the answer's first line.",
-                queries=queries,
-                # An affirmative suffix opens the answer itself.
-                prefill=tuple("" if query.split.endswith("affirmative suffix") else "Answer:" for query in queries),
+                name,
+                title,
+                group,
+                better,
+                about,
+                queries,
+                prefill=prefill,
                 max_new_tokens=RWKU_ANSWER_TOKENS,
                 cut="line",
                 rouge="recall",

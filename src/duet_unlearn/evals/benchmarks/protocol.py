@@ -98,15 +98,12 @@ def examples_head(pairs: Sequence[tuple[str, str]]) -> str:
 def pair_queries(pairs: Sequence[tuple[str, str]], *, name: str, source: str, head: str | None = None) -> list[Query]:
     """Questions and answers as queries ``<name>/<number>``: behind solved examples in raw text, or in a chat where
     `head` is None."""
-    return [
-        Query(
-            id=f"{name}/{number}",
-            messages=chat_question(question) if head is None else raw_text(f"{head}Question: {question}\nAnswer:"),
-            answer=answer,
-            source=source,
-        )
-        for number, (question, answer) in enumerate(pairs)
-    ]
+    queries = []
+    for number, (question, answer) in enumerate(pairs):
+        solved = raw_text(f"{head}Question: {question}\nAnswer:")
+        messages = chat_question(question) if head is None else solved
+        queries.append(Query(f"{name}/{number}", messages, answer, source=source))
+    return queries
 
 
 def limited(queries: Sequence[Query], limit: int | None, *, draw: str) -> tuple[Query, ...]:
