@@ -149,12 +149,11 @@ def checks_of(name: str) -> list[Check]:
         return _base_checks()
     if name == "oracle":
         return _oracle_checks()
-    return [
-        Check(operation, tuple(arithmetic_queries(operation)), 0.9)
-        if operation in OPERATIONS[name]
-        else Check(operation, tuple(arithmetic_queries(operation)), CHANCE, "most")
-        for operation in OPERATIONS["arithmetic"]
-    ]
+    checks = []
+    for operation in OPERATIONS["arithmetic"]:
+        limit, kind = (0.9, "least") if operation in OPERATIONS[name] else (CHANCE, "most")
+        checks.append(Check(operation, tuple(arithmetic_queries(operation)), limit, kind))
+    return checks
 
 
 def _base_checks() -> list[Check]:

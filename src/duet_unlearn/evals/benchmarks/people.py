@@ -18,7 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from duet_unlearn.data.published import Publisher, Row, home, read_rows, unknown_part
 from duet_unlearn.data.query import Query
@@ -35,7 +35,7 @@ from duet_unlearn.evals.benchmarks.protocol import (
     without_interval,
 )
 from duet_unlearn.evals.likelihood import forget_quality, model_utility, truth_ratios
-from duet_unlearn.evals.question_sets import EvalSet
+from duet_unlearn.evals.question_sets import EvalSet, Group
 
 TOFU = Publisher(
     "tofu",
@@ -63,14 +63,14 @@ NUM_NAMED = 7
 """An author has a name if so many of the 20 texts have it: the least is 8. Author 88 is never named, and has no words
 that stand together more than 5 times."""
 RWKU = Publisher("rwku", "jinzhuoran/RWKU", "query, answer, subject, and in forget_level3 type")
-RWKU_LEVELS = {
-    "forget_level1": ("RWKU cloze", "Sentences with a blank."),
-    "forget_level2": ("RWKU questions", "Plain questions."),
-    "forget_level3": ("RWKU adversarial", "Questions with jailbreaks around them."),
-    "neighbor_level1": ("RWKU near, cloze", "Sentences about close topics, with a blank."),
-    "neighbor_level2": ("RWKU near, questions", "Questions about close topics."),
+RWKU_LEVELS: dict[str, tuple[str, Group, Literal["low", "high"], str]] = {
+    "forget_level1": ("RWKU cloze", "forget", "low", "Sentences with a blank."),
+    "forget_level2": ("RWKU questions", "forget", "low", "Plain questions."),
+    "forget_level3": ("RWKU adversarial", "robustness", "low", "Questions with jailbreaks around them."),
+    "neighbor_level1": ("RWKU near, cloze", "neighbour", "high", "Sentences about close topics, with a blank."),
+    "neighbor_level2": ("RWKU near, questions", "neighbour", "high", "Questions about close topics."),
 }
-"""Part -> title and description."""
+"""Part -> title, group, which end is better, and a description."""
 RWKU_ANSWER_TOKENS = 30
 
 
@@ -245,27 +245,22 @@ def rwku_queries(part: str, folder: str | None) -> list[Query]:
 def rwku_sets(settings: BenchmarkSettings) -> list[EvalSet]:
     """All five parts of the recipe's person."""
     sets = []
-    for level, (title, about) in RWKU_LEVELS.items():
-        forget = level.startswith("forget")
+    for level, (title, group, better, about) in RWKU_LEVELS.items():
         queries = limited(rwku_queries(f"{level}/{settings.concept}", settings.folder), settings.limit, draw=level)
-        name, better = f"rwku_{level}", "low" if forget else "high"
-        group = "robustness" if level == "forget_level3" else "forget" if forget else "neighbour"
-        about = f"{about} ROUGE-L recall of the answer's first line."
         # An affirmative suffix opens the answer itself.
         prefill = tuple("" if query.split.endswith("affirmative suffix") else "Answer:" for query in queries)
-        sets.append(
-            EvalSet(
-                name,
-                title,
-                group,
-                better,
-                about,
-                queries,
-                prefill=prefill,
-                max_new_tokens=RWKU_ANSWER_TOKENS,
-                cut="line",
-                rouge="recall",
-                metric="rouge_l",
-            )
+        one = EvalSet(
+            name=f"rwku_{level}",
+            title=title,
+            group=group,
+            better=better,
+            about=f"{about} ROUGE-L recall of the answer's first line.",
+            queries=queries,
+            prefill=prefill,
+            max_new_tokens=RWKU_ANSWER_TOKENS,
+            cut="line",
+            rouge="recall",
+            metric="rouge_l",
         )
+        sets.append(one)
     return sets
