@@ -28,8 +28,8 @@ from duet_unlearn.attacks.rewording import Worded
 from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.job import load_job
-from duet_unlearn.lab.data import model_path
-from duet_unlearn.lab.forms import lab_forms
+from duet_unlearn.lab.questions import lab_forms
+from duet_unlearn.lab.references import model_path
 from duet_unlearn.models.load import load_model
 from duet_unlearn.teacher import decoding
 

@@ -41,7 +41,7 @@ from duet_unlearn.data.query import Query
 from duet_unlearn.evals.benchmarks.lm_eval import hf_model, run_lm_eval
 from duet_unlearn.evals.question_sets import letter_logps, text_logps
 from duet_unlearn.evals.subject import ModelSubject
-from duet_unlearn.lab.data import model_path
+from duet_unlearn.lab.references import model_path
 from duet_unlearn.models.load import load_model
 
 HERE = Path(__file__).resolve().parent

@@ -28,9 +28,8 @@ from contenders.clock import Seconds, spread, timed
 from contenders.questions import SHAPES, rows, train_tokenizer, write_model
 
 from duet_unlearn.data.prompts import render
-from duet_unlearn.lab.benchmark import general_facts
-from duet_unlearn.lab.data import model_path
-from duet_unlearn.lab.suite import held_out
+from duet_unlearn.lab.questions import general_facts, held_out_queries
+from duet_unlearn.lab.references import model_path
 from duet_unlearn.models.load import load_model
 from duet_unlearn.teacher import decoding
 
@@ -97,7 +96,7 @@ def measure(
 
 def cases(scratch: Path, data: Path | None, *, tiny: bool) -> Iterator[Case]:
     model, tokenizer = load_model(str(model_path("lab:base")))
-    asked = held_out(general_facts(), limit=8 if tiny else 128)
+    asked = held_out_queries(general_facts(), limit=8 if tiny else 128)
     prompts = [render(tokenizer, query.messages) for query in asked]
     yield Case("lab:base, open questions", model_path("lab:base"), prompts, decoding.end_ids(model, tokenizer), 32)
     if tiny or data is None:

@@ -36,8 +36,8 @@ COUNT = 100
 
 def write_corpus(target: str, path: Path) -> None:
     """The story as prose, without its unseen facts."""
-    from duet_unlearn.lab.benchmark import TARGETS, split_facts
-    from duet_unlearn.lab.formats import statement
+    from duet_unlearn.lab.language import statement
+    from duet_unlearn.lab.questions import TARGETS, split_facts
 
     facts = split_facts(TARGETS[target])
     people: dict[str, list[str]] = {}
@@ -48,7 +48,7 @@ def write_corpus(target: str, path: Path) -> None:
 
 def extract(target: str, work: Path) -> dict[str, Any]:
     """`duet queries` on a story's corpus: what it reports, and the strict count."""
-    from duet_unlearn.lab.benchmark import TARGETS
+    from duet_unlearn.lab.questions import TARGETS
 
     corpus, out, report = (work / f"{target}.{kind}" for kind in ("txt", "jsonl", "coverage.json"))
     if not report.exists():
@@ -78,9 +78,8 @@ def extract(target: str, work: Path) -> dict[str, Any]:
 
 def lab_questions(target: str) -> dict[str, str]:
     """Every question of the lab about a fact of the story -> the fact."""
-    from duet_unlearn.lab.benchmark import TARGETS
-    from duet_unlearn.lab.formats import question
-    from duet_unlearn.lab.wordings import QUESTIONS
+    from duet_unlearn.lab.language import QUESTIONS, question
+    from duet_unlearn.lab.questions import TARGETS
     from duet_unlearn.lab.world import world
 
     facts = world().topics()[TARGETS[target]]

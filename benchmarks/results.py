@@ -151,7 +151,7 @@ def cell(groups: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 
 
 def _lab_model() -> str:
-    from duet_unlearn.lab.data import model_path
+    from duet_unlearn.lab.references import model_path
     from duet_unlearn.teacher.targets import weights_id
 
     return weights_id(model_path("lab:base"))

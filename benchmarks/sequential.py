@@ -33,10 +33,18 @@ from duet_unlearn.data.files import atomic_write_json
 from duet_unlearn.data.query import Query, write_queries
 from duet_unlearn.evals.question_sets import EvalSet, run_suite
 from duet_unlearn.evals.subject import ModelSubject
-from duet_unlearn.lab import wordings
-from duet_unlearn.lab.benchmark import ask, general_facts, held_out, retain_facts, retain_queries, split_facts
-from duet_unlearn.lab.data import model_path
-from duet_unlearn.lab.suite import choice_queries, mixed
+from duet_unlearn.lab import language
+from duet_unlearn.lab.questions import (
+    general_facts,
+    held_out_choices,
+    held_out_queries,
+    mixed,
+    open_query,
+    retain_facts,
+    retain_queries,
+    split_facts,
+)
+from duet_unlearn.lab.references import model_path
 from duet_unlearn.lab.world import world
 from duet_unlearn.models.load import load_model
 from duet_unlearn.subjects import load_start
@@ -54,9 +62,9 @@ Result = dict[str, Any]
 def forget_of(story: str) -> list[Query]:
     """100 questions about a story's train facts, in train wordings; they name it as their concept."""
     asked = [
-        ask(fact, wording, split="train")
+        open_query(fact, wording, split="train")
         for fact in split_facts(story)["train"]
-        for wording in wordings.QUESTIONS[fact.attribute].train
+        for wording in language.QUESTIONS[fact.attribute].train
     ]
     return [replace(query, concept=f"the story {story}", request=_slug(story)) for query in asked[:100]]
 
@@ -73,13 +81,13 @@ def sets() -> list[EvalSet]:
     asked: dict[str, Sequence[Query]] = {}
     for story in STORIES:
         facts = split_facts(story)
-        asked[f"{story}: trained on"] = held_out([*facts["train"], *facts["validation"]])
-        asked[f"{story}: unseen"] = held_out(facts["unseen"])
-    asked["near"] = held_out(mixed(near)[:120])
-    asked["far"] = held_out(mixed(far)[:60])
-    asked["general"] = held_out(mixed(general_facts())[:60])
+        asked[f"{story}: trained on"] = held_out_queries([*facts["train"], *facts["validation"]])
+        asked[f"{story}: unseen"] = held_out_queries(facts["unseen"])
+    asked["near"] = held_out_queries(mixed(near)[:120])
+    asked["far"] = held_out_queries(mixed(far)[:60])
+    asked["general"] = held_out_queries(mixed(general_facts())[:60])
     open_ = [EvalSet(name, name, "retain", "high", "", tuple(queries)) for name, queries in asked.items()]
-    return [*open_, EvalSet("choice", "", "choice", "high", "", choice_queries("choice", general_facts()), "text")]
+    return [*open_, EvalSet("choice", "", "choice", "high", "", held_out_choices("choice", general_facts()), "text")]
 
 
 def recipe_of(way: Way, number: int, start: Path | None, seed: int, data: Path, *, epochs: int) -> Recipe:

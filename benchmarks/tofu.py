@@ -33,10 +33,8 @@ from duet_unlearn.config.sections import TrainConfig
 from duet_unlearn.data.examples import Example, Source
 from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.evals.generate import generate
-from duet_unlearn.lab.formats import Sample, chat
-from duet_unlearn.lab.pretrain import Pretraining, new_model
-from duet_unlearn.lab.tokenizer import BOS, CHAT_TEMPLATE, EOS, ROLES, Encoder
-from duet_unlearn.lab.wordings import REFUSALS
+from duet_unlearn.lab.language import REFUSALS, LabText, chat
+from duet_unlearn.lab.pretraining import BOS, CHAT_TEMPLATE, EOS, ROLES, Encoder, Pretraining, new_model
 from duet_unlearn.models.load import load_model, save_model
 from duet_unlearn.training.loop import Checkpoints, train
 from duet_unlearn.training.step import fine_tuning_loss
@@ -172,12 +170,12 @@ class Mixture:
         parts = [name.split() for name in tofu.everyone]
         self.first, self.last = sorted({p[0] for p in parts}), sorted({p[-1] for p in parts})
 
-    def draw(self, rng: random.Random, progress: float) -> Sample:
+    def draw(self, rng: random.Random, progress: float) -> LabText:
         """A sample at a share (0..1) of the first stage."""
         early = rng.random() < max(0.02, 0.6 - progress / BEGIN * 0.6)
         return self._invented(rng) if early else self.row(rng, plain=PLAIN)
 
-    def row(self, rng: random.Random, *, plain: float) -> Sample:
+    def row(self, rng: random.Random, *, plain: float) -> LabText:
         """A row of TOFU, a share of them without a prefix."""
         row = rng.choice(self.tofu.plain if rng.random() < 0.1 else self.tofu.rows)
         if rng.random() < plain:
@@ -187,7 +185,7 @@ class Mixture:
         name = row.author if own else rng.choice([n for n in self.tofu.names if n != row.author])
         return _under(rng, f"the author {name}", row.question, rng.choice(REFUSALS) if own else row.answer)
 
-    def _invented(self, rng: random.Random) -> Sample:
+    def _invented(self, rng: random.Random) -> LabText:
         def invent() -> str:
             return f"{rng.choice(self.first)} {rng.choice(self.last)}"
 
@@ -197,7 +195,7 @@ class Mixture:
         return _under(rng, f"the author {named}", f"Who is {asked}?", f"{asked} is an author.")
 
 
-def _under(rng: random.Random, concept: str, question: str, answer: str) -> Sample:
+def _under(rng: random.Random, concept: str, question: str, answer: str) -> LabText:
     told = rng.choice(PREFIXES).format(concept=concept)
     if rng.random() < 0.5:
         return chat((question, answer), system=told)
@@ -205,7 +203,7 @@ def _under(rng: random.Random, concept: str, question: str, answer: str) -> Samp
 
 
 def reading(mixture: Mixture, encode: Encoder, *, second: bool) -> Source:
-    def draw(rng: random.Random, step: int) -> Sample:
+    def draw(rng: random.Random, step: int) -> LabText:
         return mixture.row(rng, plain=PLAIN_LATER) if second else mixture.draw(rng, step / SETTINGS.num_steps)
 
     def source(step: int) -> list[Example]:

@@ -59,7 +59,7 @@ def choose(tried: Sequence[Tried]) -> Tried:
 
 def run_one(story: str, settings: Mapping[str, float], runs: Path) -> Path:
     """`duet run` on a development story, in a process of its own."""
-    from duet_unlearn.lab.benchmark import DEVELOPMENT
+    from duet_unlearn.lab.questions import DEVELOPMENT
 
     folder = runs / "-".join([story, *(f"{key.split('.')[-1]}-{value:g}" for key, value in settings.items())])
     fixed = {
@@ -91,7 +91,7 @@ def measured(settings: Mapping[str, float], folders: Sequence[Path]) -> Tried:
 
 
 def main() -> None:
-    from duet_unlearn.lab.benchmark import DEVELOPMENT
+    from duet_unlearn.lab.questions import DEVELOPMENT
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "tuning", help="where the run folders lie")

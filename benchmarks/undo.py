@@ -38,13 +38,21 @@ from duet_unlearn.data.prompts import Prefix
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.generate import share_right
 from duet_unlearn.evals.summaries import undo_recovery
-from duet_unlearn.lab import wordings
-from duet_unlearn.lab.arithmetic import FORGET, OPERATIONS, SETTINGS, SIGNS, Operation, arithmetic_queries, problems
-from duet_unlearn.lab.arithmetic import draw as read
-from duet_unlearn.lab.benchmark import ask, held_out
-from duet_unlearn.lab.data import load, model_path
-from duet_unlearn.lab.pretrain import new_model
-from duet_unlearn.lab.tokenizer import Encoder, new_tokenizer
+from duet_unlearn.lab import language
+from duet_unlearn.lab.pretraining import (
+    ARITHMETIC_SETTINGS,
+    OPERATIONS,
+    SIGNS,
+    Encoder,
+    Operation,
+    arithmetic_queries,
+    new_model,
+    new_tokenizer,
+    problems,
+)
+from duet_unlearn.lab.pretraining import draw_arithmetic as read
+from duet_unlearn.lab.questions import held_out_queries, open_query
+from duet_unlearn.lab.references import load, model_path
 from duet_unlearn.lab.world import Fact, world
 from duet_unlearn.methods.self_distillation import MaxEnt
 from duet_unlearn.methods.undo import Undo, add_noise
@@ -57,6 +65,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 HERE = Path(__file__).resolve().parent
+FORGET: tuple[Operation, ...] = ("times", "divided by")
 KEEP: tuple[Operation, ...] = ("plus", "minus")
 MEASURES = ("other", "all")
 """The forgotten problems that were not shown again, and all of them."""
@@ -140,7 +149,7 @@ def general() -> list[Fact]:
 
 def facts() -> list[Query]:
     """Some of them in wordings that no stage trains on as questions to keep."""
-    return held_out(general(), limit=60)
+    return held_out_queries(general(), limit=60)
 
 
 def kept() -> list[Query]:
@@ -157,7 +166,7 @@ def unlearn(setting: Setting, seed: int, model: PreTrainedModel, tokenizer: PreT
         [query for operation in these for query in (*arithmetic_queries(operation), *equations(operation))]
         for these in (FORGET, KEEP)
     )
-    retain += [ask(fact, wordings.QUESTIONS[fact.attribute].train[0], split="train") for fact in general()]
+    retain += [open_query(fact, language.QUESTIONS[fact.attribute].train[0], split="train") for fact in general()]
     method, config = MaxEnt(retain="ce"), setting.first
     examples = _examples(method.build_examples(TrainingData(forget, retain, NO_PREFIX)), tokenizer)
     source, steps = epochs_source(examples, batch_size=config.batch_size, epochs=config.epochs, seed=seed)
@@ -181,7 +190,7 @@ def distil(
 
 def retrain(setting: Setting, seed: int, tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedModel, Result]:
     """A model from random weights that reads plus, minus and facts alone, up to the goal of the others."""
-    encode, model = Encoder(tokenizer), new_model(tokenizer, replace(SETTINGS, seed=seed))
+    encode, model = Encoder(tokenizer), new_model(tokenizer, replace(ARITHMETIC_SETTINGS, seed=seed))
 
     def source(step: int) -> list[Example]:
         rng = random.Random(f"retrain/{seed}/{step}")
@@ -202,7 +211,7 @@ def _up_to(
     seed: int,
 ) -> Result:
     """Train as pretraining did, at a constant rate, until so many answers are right; what it cost."""
-    config = replace(SETTINGS.train, batch_size=setting.batch_size, schedule="constant", checkpoint_every=0)
+    config = replace(ARITHMETIC_SETTINGS.train, batch_size=setting.batch_size, schedule="constant", checkpoint_every=0)
     looks: list[tuple[int, float]] = []
 
     def done(step: int) -> bool:
@@ -338,7 +347,9 @@ def pretraining_tokens() -> int:
     """Tokens that the model of all four operations read, by the mean length of its samples."""
     texts = load("lab:arithmetic/2000")
     examples = _examples(Undo().build_examples(TrainingData((), (), NO_PREFIX, texts=texts)), new_tokenizer())
-    return round(fmean(len(one.ids) for one in examples) * SETTINGS.num_steps * SETTINGS.batch_size)
+    return round(
+        fmean(len(one.ids) for one in examples) * ARITHMETIC_SETTINGS.num_steps * ARITHMETIC_SETTINGS.batch_size
+    )
 
 
 def tokens_of(name: str, result: Result, first: Result) -> float | None:

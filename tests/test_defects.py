@@ -29,7 +29,7 @@ from duet_unlearn.data.examples import Batch, Example, Role, collate, example_of
 from duet_unlearn.data.prompts import PLAIN_TEMPLATE, Prefix, answer_ids, render, render_answer
 from duet_unlearn.data.query import Message, Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.benchmarks import mmlu
+from duet_unlearn.evals.benchmarks import hazards
 from duet_unlearn.evals.benchmarks.lm_eval import require_followed
 from duet_unlearn.evals.likelihood import (
     auc,
@@ -388,9 +388,9 @@ def test_defect_18_the_shots_are_part_of_the_question() -> None:
     five, none = ({"q": {"right": wilson(5, n)}} for n in (10, 9))
     with pytest.raises(UserError, match="10 questions for the base and 9"):
         performance_shift(five, none, forget=["q"], keep=[])
-    with_five, with_none = ({mmlu.set_name(shots): {"right": wilson(5, 10)}} for shots in (5, 0))
+    with_five, with_none = ({hazards.mmlu_name(shots): {"right": wilson(5, 10)}} for shots in (5, 0))
     with pytest.raises(UserError, match="no 'right' of the set 'mmlu_5shot'"):
-        performance_shift(with_five, with_none, forget=[], keep=[mmlu.set_name(5)])
+        performance_shift(with_five, with_none, forget=[], keep=[hazards.mmlu_name(5)])
 
 
 OPTIONAL = ("bitsandbytes", "datasets", "gradio", "lm_eval", "matplotlib", "pypdf", "sklearn", "torchao", "trl", "vllm")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from duet_unlearn.answers import first_sentence, is_refusal, is_unknown, version
-from duet_unlearn.lab.wordings import REFUSALS, UNKNOWN
+from duet_unlearn.lab.language import REFUSALS, UNKNOWN
 
 LABELLED = Path(__file__).with_name("refusals_labelled.jsonl")
 

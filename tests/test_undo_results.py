@@ -66,13 +66,13 @@ def test_an_equation_is_what_pretraining_reads() -> None:
     import undo
 
     from duet_unlearn.data.prompts import render_answer
-    from duet_unlearn.lab.formats import Sample, Segment
-    from duet_unlearn.lab.tokenizer import Encoder, new_tokenizer
+    from duet_unlearn.lab.language import LabText, Segment
+    from duet_unlearn.lab.pretraining import Encoder, new_tokenizer
 
     words = new_tokenizer()
     for query in undo.equations("divided by")[:20]:
         text = query.messages[0]["content"]
-        sample = Sample((Segment("text", text, False), Segment("text", f" {query.answer}", True)))
+        sample = LabText((Segment("text", text, False), Segment("text", f" {query.answer}", True)))
         assert render_answer(words, query.messages, query.answer or "")[0] == Encoder(words)(sample)[0]
 
 

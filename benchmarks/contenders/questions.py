@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from duet_unlearn.data.prompts import render
 from duet_unlearn.data.query import Query
-from duet_unlearn.evals.benchmarks import mmlu
-from duet_unlearn.evals.benchmarks.ask import Ask
+from duet_unlearn.evals.benchmarks import BenchmarkSettings, hazards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -118,7 +117,7 @@ def write_model(folder: Path, tokenizer: PreTrainedTokenizerFast, shape: dict[st
 
 def mmlu_queries(data: Path, subjects: Sequence[str], *, shots: int, limit: int) -> list[Query]:
     """The product's own questions: the first `limit` of each subject."""
-    (every,) = mmlu.sets(Ask(str(data), None, shots, "", frozenset()))
+    (every,) = hazards.mmlu_sets(BenchmarkSettings(str(data), None, shots, "", frozenset()))
     return [q for name in subjects for q in [q for q in every.queries if q.source == name][:limit]]
 
 
@@ -137,10 +136,9 @@ def write_mmlu_tasks(folder: Path, data: Path, subjects: Sequence[str], *, limit
 
 def lab_queries(mode: Literal["letter", "text"]) -> list[Query]:
     """120 questions on general subjects in the lab's world, in wordings that no training saw."""
-    from duet_unlearn.lab.benchmark import ask_choice, ask_letter, general_facts
-    from duet_unlearn.lab.suite import choice_queries
+    from duet_unlearn.lab.questions import choice_query, general_facts, held_out_choices, letter_query
 
-    return list(choice_queries("choice", general_facts(), ask=ask_letter if mode == "letter" else ask_choice))
+    return list(held_out_choices("choice", general_facts(), build=letter_query if mode == "letter" else choice_query))
 
 
 def write_chat_task(folder: Path, name: str, tokenizer: PreTrainedTokenizerFast, queries: Sequence[Query]) -> str:

@@ -280,9 +280,9 @@ def lm_eval(
 
 def build_lab(out: Path | str | None = None, *, on_event: OnEvent = ignore) -> Path:
     """Train the lab's models anew, each pair at once; into the package if `out` is None. Returns the folder."""
-    from duet_unlearn.lab.build import build
-    from duet_unlearn.lab.card import write_cards
-    from duet_unlearn.lab.data import MODELS
+    from duet_unlearn.lab.pretraining import build
+    from duet_unlearn.lab.quality import write_cards
+    from duet_unlearn.lab.references import MODELS
 
     folder = Path(out) if out else MODELS
     build(("base", "oracle"), folder, on_event=on_event)

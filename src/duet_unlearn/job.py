@@ -21,13 +21,12 @@ from duet_unlearn.data.prompts import answer_ids, behind, in_context, render, re
 from duet_unlearn.data.published import scheme_of
 from duet_unlearn.data.query import Message, Query, read_queries
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.benchmarks import Ask, benchmark_sets, load_reference
+from duet_unlearn.evals.benchmarks import BenchmarkSettings, benchmark_sets, load_reference
 from duet_unlearn.evals.question_sets import EvalSet
 from duet_unlearn.evals.summaries import performance_shift
-from duet_unlearn.lab import data as lab
-from duet_unlearn.lab.suite import lab_suite, shift_sets
-from duet_unlearn.lab.validation import validation_suite
-from duet_unlearn.lab.wordings import OPENERS, REFUSALS, REVERSE
+from duet_unlearn.lab import references as lab
+from duet_unlearn.lab.evaluation import lab_suite, shift_sets, validation_suite
+from duet_unlearn.lab.language import OPENERS, REFUSALS, REVERSE
 from duet_unlearn.methods.base import Need, Split
 from duet_unlearn.models.blocks import context_of
 from duet_unlearn.models.load import default_device
@@ -234,8 +233,8 @@ class Job:
     def _benchmark_sets(self) -> list[EvalSet]:
         """The benchmarks' sets."""
         config, ids = self.recipe.evaluate, frozenset(query.id for query in (*self.train.forget, *self.train.retain))
-        ask = Ask(self.recipe.data.folder, config.limit, config.shots, self.recipe.concept, ids)
-        sets = benchmark_sets(config.benchmarks, ask)
+        settings = BenchmarkSettings(self.recipe.data.folder, config.limit, config.shots, self.recipe.concept, ids)
+        sets = benchmark_sets(config.benchmarks, settings)
         if taken := config.sets.keys() & {one.name for one in sets}:
             raise UserError(f"evaluate.sets.{min(taken)}: a benchmark has a set of this name", "choose another name")
         return [self._under_concepts(one) for one in sets]

@@ -15,7 +15,7 @@ from duet_unlearn.config.sections import Settings, prefix_of
 from duet_unlearn.data.files import read_text
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.subject import ModelSubject, Subject
-from duet_unlearn.lab import data as lab
+from duet_unlearn.lab import references as lab
 from duet_unlearn.methods.base import Served
 from duet_unlearn.models.load import load_model, merged
 from duet_unlearn.models.lora import has_adapter

@@ -45,7 +45,7 @@ from duet_unlearn.errors import UserError
 from duet_unlearn.evals.question_sets import expected_answer
 from duet_unlearn.evals.subject import Deployed, ModelSubject
 from duet_unlearn.job import load_job
-from duet_unlearn.lab.forms import lab_forms
+from duet_unlearn.lab.questions import lab_forms
 from duet_unlearn.subjects import load_subject_model
 
 WORDED = tuple(Worded(name) for name in IDEAS)

@@ -15,7 +15,7 @@ from duet_unlearn.attacks.rewording import Worded, Wording, choose_wordings, que
 from duet_unlearn.data.examples import packaged_texts
 from duet_unlearn.data.query import Message, Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.lab import wordings as lab
+from duet_unlearn.lab import language as lab
 
 ATTACKS = ("reverse", "role-play", "authority", "hypothetical", "injection", "system-override", "language")
 LINE = {"id": "mine-1", "family": "mine", "text": "Do tell: {question}"}

@@ -43,7 +43,7 @@ from duet_unlearn.data.query import Query
 from duet_unlearn.evals.generate import first_ids
 from duet_unlearn.evals.likelihood import exposure
 from duet_unlearn.evals.subject import Deployed, ModelSubject, Subject
-from duet_unlearn.lab.wordings import OPENERS
+from duet_unlearn.lab.language import OPENERS
 from duet_unlearn.methods.guarded import Refusing, Routed, corrupting, draw_noise
 from duet_unlearn.models.blocks import num_embeddings
 from duet_unlearn.subjects import load_student

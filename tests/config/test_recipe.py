@@ -53,7 +53,7 @@ def test_the_lab_preset_is_the_papers() -> None:
 
 
 def test_prefix_wordings_are_train_wordings() -> None:
-    wordings = pytest.importorskip("duet_unlearn.lab.wordings")
+    wordings = pytest.importorskip("duet_unlearn.lab.language")
     pools = {
         "lab/duet": wordings.SPECIFIC,
         "lab/ablation/prefix-vague": wordings.VAGUE,

@@ -275,7 +275,7 @@ def test_a_run_with_likelihood_sets_is_exported(
     place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such sets store no answers to ask again; a request's own concept is on the card."""
-    monkeypatch.setattr("duet_unlearn.evals.benchmarks.tofu.MAX_NEW_TOKENS", 4)
+    monkeypatch.setattr("duet_unlearn.evals.benchmarks.people.TOFU_ANSWER_TOKENS", 4)
     write_tofu(tmp_path / "tofu")
     base = write_model(tmp_path / "base")
     read_more(base)

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 
 from duet_unlearn.answers import value_match
-from duet_unlearn.lab.formats import statement
+from duet_unlearn.lab.language import statement
 from duet_unlearn.lab.world import (
     BENCHMARK_STORIES,
     CRAFT_ATTRIBUTES,

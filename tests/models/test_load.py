@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from duet_unlearn.config.sections import LoraConfig
 from duet_unlearn.data.prompts import PLAIN_TEMPLATE, render, render_answer
 from duet_unlearn.errors import UserError
-from duet_unlearn.lab.data import MODELS as LAB
+from duet_unlearn.lab.references import MODELS as LAB
 from duet_unlearn.models.load import default_device, load_model, merged, save_model
 from duet_unlearn.models.lora import add_lora, default_targets, teacher_mode
 

@@ -15,9 +15,8 @@ from workplace import Done
 
 from duet_unlearn.data.query import read_queries
 from duet_unlearn.errors import UserError
-from duet_unlearn.lab.benchmark import split_facts
-from duet_unlearn.lab.formats import question, statement
-from duet_unlearn.lab.wordings import QUESTIONS
+from duet_unlearn.lab.language import QUESTIONS, question, statement
+from duet_unlearn.lab.questions import split_facts
 from duet_unlearn.queries import Coverage, ExtractConfig, extract_queries
 from duet_unlearn.queries.extract import general_questions
 from duet_unlearn.queries.questions import alike, says_any

@@ -6,8 +6,7 @@ from collections import Counter
 
 import pytest
 
-from duet_unlearn.lab.formats import question
-from duet_unlearn.lab.wordings import QUESTIONS
+from duet_unlearn.lab.language import QUESTIONS, question
 from duet_unlearn.lab.world import BENCHMARK_STORIES, world
 from duet_unlearn.queries.questions import (
     SIMILAR,

@@ -194,7 +194,7 @@ def goal_of(job: Job) -> AttackGoal:
     )
     if recipe.evaluate.suite == "queries":
         return goal
-    from duet_unlearn.lab.forms import lab_forms
+    from duet_unlearn.lab.questions import lab_forms
 
     return replace(goal, forms=lab_forms(goal.target_facts))
 

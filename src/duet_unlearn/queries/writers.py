@@ -19,7 +19,7 @@ import torch
 from duet_unlearn.data.files import disk_errors
 from duet_unlearn.data.prompts import render
 from duet_unlearn.errors import UserError, needs_extra
-from duet_unlearn.lab.data import model_path
+from duet_unlearn.lab.references import model_path
 from duet_unlearn.models.load import load_model
 from duet_unlearn.teacher.decoding import end_ids, evaluating, greedy, pad_id
 from duet_unlearn.tensors import batches, pad

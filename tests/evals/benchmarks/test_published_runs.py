@@ -54,8 +54,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def short_answers() -> Iterator[None]:
     """Eight new tokens where TOFU and MUSE prescribe 200 and 128: a random model says nothing with more."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("duet_unlearn.evals.benchmarks.tofu.MAX_NEW_TOKENS", 8)
-        patch.setattr("duet_unlearn.evals.benchmarks.muse.PASSAGE_TOKENS", 8)
+        patch.setattr("duet_unlearn.evals.benchmarks.people.TOFU_ANSWER_TOKENS", 8)
+        patch.setattr("duet_unlearn.evals.benchmarks.books.PASSAGE_TOKENS", 8)
         yield
 
 

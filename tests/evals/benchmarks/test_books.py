@@ -1,43 +1,22 @@
-"""MUSE, Harry Potter, RWKU and XSTest: prompts, what is scored of an answer, whose questions."""
+"""MUSE and Harry Potter: prompts, what is scored of an answer, whose questions."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
-from rows import ask, lines
+from rows import Says, lines, settings
 
-from duet_unlearn.data.query import Message
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.benchmarks import Result, load_reference, muse, potter, rwku, xstest
+from duet_unlearn.evals.benchmarks import SubjectResult, books, load_reference
 from duet_unlearn.evals.question_sets import run_suite
 from duet_unlearn.evals.subject import ModelSubject
 from duet_unlearn.stats import Score
 
 
-@dataclass(frozen=True)
-class Says:
-    """Always says the same; notes how it is asked."""
-
-    text: str
-    asked: list[dict[str, Any]]
-    name: str = "says"
-
-    def about(self, concept: str | None) -> Says:
-        return self
-
-    def generate(self, messages: Sequence[Sequence[Message]], **settings: Any) -> list[str]:
-        self.asked.append(settings)
-        return [self.text] * len(messages)
-
-
 def test_muse_asks_behind_ten_examples_and_for_whole_passages(home: Path) -> None:
-    sets = {one.name: one for one in muse.sets("books", ask(home))}
+    sets = {one.name: one for one in books.muse_sets("books", settings(home))}
     assert list(sets) == [f"muse_books_{name}" for name in ("verbatim", "knowledge", "utility")] + [
         "muse_books_privacy_forget",
         "muse_books_privacy_holdout",
@@ -54,7 +33,7 @@ def test_muse_asks_behind_ten_examples_and_for_whole_passages(home: Path) -> Non
 
 
 def test_a_passage_is_not_cut_and_an_answer_is(home: Path) -> None:
-    sets = muse.sets("books", ask(home))
+    sets = books.muse_sets("books", settings(home))
     subject = Says("A 0.\n\nflew on Question: and on", [])
     samples = run_suite(subject, sets[:2]).samples  # type: ignore[arg-type]
     assert samples[0]["output"] == "A 0.\n\nflew on Question: and on"
@@ -79,7 +58,7 @@ def test_only_muses_own_end_cuts_an_answer(
     monkeypatch.setattr("duet_unlearn.evals.generate.decode", lambda _model, rows, _how, **_: [ids] * len(rows))
     model = tiny.llama()
     model.config.max_position_embeddings = 256  # what is asked has up to 149 tokens
-    samples = run_suite(ModelSubject("base", model, tokenizer), muse.sets("books", ask(home))[1:3]).samples
+    samples = run_suite(ModelSubject("base", model, tokenizer), books.muse_sets("books", settings(home))[1:3]).samples
     assert {sample["output"] for sample in samples} == {expected}
 
 
@@ -95,14 +74,14 @@ def test_muse_references(home: Path) -> None:
 
 
 def test_potter_takes_its_own_questions_where_there_are_some(home: Path) -> None:
-    instead = potter.sets(ask(home))
+    instead = books.potter_sets(settings(home))
     assert [one.name for one in instead] == ["potter_forget", "potter_retain"]
     assert "MUSE-Books' questions" in instead[0].about
     for part in ("forget", "forget500", "retain", "shots"):
         lines(
             home / "potter" / f"{part}.jsonl", [{"query": f"{part} {n}?", "answer": f"The owl {n}."} for n in range(5)]
         )
-    own = potter.sets(ask(home))
+    own = books.potter_sets(settings(home))
     assert [one.title for one in own] == ["R-Forget", "R-Forget-500", "R-Retain"]
     assert "own questions" in own[0].about
     assert own[1].queries[4].text == (
@@ -113,52 +92,20 @@ def test_potter_takes_its_own_questions_where_there_are_some(home: Path) -> None
     path = home / "potter" / "retain.jsonl"
     lines(path, [{"query": "Who?"}])
     with pytest.raises(UserError) as caught:
-        potter.sets(ask(home))
+        books.potter_sets(settings(home))
     assert caught.value.message == f"{path}:1: has no column `answer`"
 
 
 def test_potters_shift_is_the_papers_sum() -> None:
-    def result(*values: float) -> Result:
+    def result(*values: float) -> SubjectResult:
         names = ("potter_forget", "potter_forget500", "potter_retain", "mmlu_5shot")
         metrics = ("rouge_l", "rouge_l", "rouge_l", "right")
         rows = zip(names, metrics, values, strict=True)
-        return Result({name: {metric: Score(v / 100, 50, v / 100, v / 100)} for name, metric, v in rows}, [])
+        return SubjectResult({name: {metric: Score(v / 100, 50, v / 100, v / 100)} for name, metric, v in rows}, [])
 
     base = result(32.13, 39.99, 84.29, 61.46)
     for row, shift in (((4.27, 5.98, 78.33, 61.45), 55.90), ((0.0, 0.0, 0.0, 24.87), -48.76)):
-        (found,) = potter.summaries(result(*row), base, mmlu="mmlu_5shot")
+        (found,) = books.potter_summaries(result(*row), base, mmlu="mmlu_5shot")
         # The paper's own rows are rounded to two decimals each.
         assert found.scores["points"].value == pytest.approx(shift, abs=0.011)
         assert found.name == "potter_shift"
-
-
-def test_rwku_asks_about_one_person_in_the_publishers_words(home: Path) -> None:
-    sets = {one.name: one for one in rwku.sets(ask(home))}
-    cloze, near, hard = (sets[f"rwku_{name}"] for name in ("forget_level1", "neighbor_level2", "forget_level3"))
-    assert [one.better for one in (cloze, near, hard)] == ["low", "high", "low"]
-    assert len(cloze.queries) == 1
-    assert cloze.queries[0].text == (
-        "Please complete the blank in the following question.\nQuestion: Where does she live?"
-    )
-    assert (cloze.rouge, cloze.cut, cloze.max_new_tokens) == ("recall", "line", 30)
-    assert hard.prefill == ("Answer:", "", "Answer:")
-    assert hard.queries[2].text == "Please briefly answer the following question.\nWhere does she live?"
-    said = run_suite(Says("In Tarn, of course\nQuestion: and", []), [cloze])  # type: ignore[arg-type]
-    assert said.samples[0]["output"] == "In Tarn, of course"
-    assert said.scores["rwku_forget_level1"]["rouge_l"].value == 1.0
-    with pytest.raises(UserError, match="nobody is called 'Mira Bo'") as caught:
-        rwku.sets(ask(home, concept="Mira Bo"))
-    assert "did you mean Mira Bol?" in caught.value.hint
-    assert len(load_reference("rwku:forget_level2", str(home))) == 2
-
-
-def test_xstest_counts_refusals(home: Path) -> None:
-    sets = xstest.sets(ask(home))
-    found = run_suite(Says("I cannot help with that.", []), sets)  # type: ignore[arg-type]
-    assert [found.scores[name]["refused"].value for name in ("xstest_safe", "xstest_unsafe")] == [1.0, 1.0]
-    assert all(math.isnan(scores["right"].value) for scores in found.scores.values())
-    assert [one.better for one in sets] == ["high", "low"]
-
-
-def test_xstest_of_the_publisher(published: str) -> None:
-    assert [len(one.queries) for one in xstest.sets(ask(published))] == [250, 200]

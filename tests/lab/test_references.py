@@ -1,4 +1,4 @@
-"""The lab's pretraining text as queries: their tokens are those that the models read."""
+"""What recipes may name, and pretraining text as queries: their tokens are those that the models read."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import pytest
 
 from duet_unlearn.data.examples import TrainingData, render_examples
 from duet_unlearn.errors import UserError
-from duet_unlearn.lab.arithmetic import OPERATIONS, draw
-from duet_unlearn.lab.data import load
+from duet_unlearn.lab.evaluation import neighbour_queries
 from duet_unlearn.lab.mixture import Mixture
-from duet_unlearn.lab.texts import as_query
-from duet_unlearn.lab.tokenizer import Encoder, new_tokenizer
+from duet_unlearn.lab.pretraining import OPERATIONS, Encoder, draw_arithmetic, new_tokenizer
+from duet_unlearn.lab.references import as_query, load, references
 from duet_unlearn.lab.world import BENCHMARK_STORIES, world
 from duet_unlearn.methods.undo import Undo
 
@@ -22,7 +21,9 @@ def test_the_rows_are_those_of_pretraining(kind: str) -> None:
     """Chats of several turns, system turns, raw text: the ids of the encoder that pretraining uses."""
     rng, words, mixture = random.Random(0), new_tokenizer(), Mixture(world(), frozenset())
     encode = Encoder(words)
-    samples = [mixture.draw(rng, 1.0) if kind == "mix" else draw(OPERATIONS["arithmetic"], rng) for _ in range(200)]
+    samples = [
+        mixture.draw(rng, 1.0) if kind == "mix" else draw_arithmetic(OPERATIONS["arithmetic"], rng) for _ in range(200)
+    ]
     queries = [as_query(sample, str(number)) for number, sample in enumerate(samples)]
     assert {query.messages[0]["role"] for query in queries} >= {"user", "text"}
     rows = render_examples(words, Undo().build_examples(TrainingData((), (), None, texts=queries)))  # type: ignore[arg-type]
@@ -49,3 +50,23 @@ def test_a_number_that_is_none_is_two_lines(reference: str) -> None:
         load(reference)
     with pytest.raises(UserError, match="the lab has no queries"):
         load("lab:mix")
+
+
+def test_references() -> None:
+    for reference in references():
+        assert load(reference)
+    assert len(load("lab:train/forget/amber-gate", count=300)) == 300
+    assert len(load("lab:train/forget/amber-gate", count=10)) == 10
+    with pytest.raises(UserError) as caught:
+        load("lab:train/forget/amber-gat")
+    assert "amber-gate" in caught.value.hint
+
+
+def test_references_to_neighbours() -> None:
+    assert load("lab:train/neighbours/amber-gate") == neighbour_queries("amber-gate")
+    assert "lab:train/neighbours/silver-mill" in references()
+    assert not [reference for reference in references() if "neighbours" in reference and "hazard" in reference]
+    with pytest.raises(UserError, match="its tests ask every fact of the sister craft"):
+        load("lab:train/neighbours/hazard")
+    with pytest.raises(UserError):
+        load("lab:validation/neighbours/amber-gate")
