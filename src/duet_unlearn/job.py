@@ -422,11 +422,7 @@ def _has_queries(path: Path) -> bool:
     return not (isinstance(row, dict) and "text" in row)
 
 
-LAB_TEXTS: dict[Texts, str] = {
-    "refusals": "lab:refusals",
-    "response_prefixes": "lab:openers",
-    "reversals": "lab:reversals",
-}
+LAB_TEXTS = {"refusals": "lab:refusals", "response_prefixes": "lab:openers", "reversals": "lab:reversals"}
 LOADERS: dict[str, tuple[Need, Callable[[DataConfig], tuple[Any, ...]], tuple[Split, ...]]] = {
     "refusals": ("refusals", _lines("refusals"), ("train", "validation")),
     "response_prefixes": ("openings", _lines("response_prefixes"), ("train", "validation")),

@@ -150,10 +150,13 @@ def _layer(values: dict[str, Any], places: dict[Key, str], folder: Path) -> Sett
             _inner(values, tuple(sections)).setdefault(new, value)
             places.setdefault((*sections, new), place)
             if value is not None:  # the folder of an old run spells out every key, most of them null
-                LOG.warning(
-                    "note: %s: %s is called %s now", place, ".".join((*old_sections, old)), ".".join((*sections, new))
-                )
+                _note_renamed(place, ".".join((*old_sections, old)), ".".join((*sections, new)))
     return SettingsLayer(_anchor(values, folder), places)
+
+
+@cache  # one recipe is read many times
+def _note_renamed(place: str, old: str, new: str) -> None:
+    LOG.warning("note: %s: %s is called %s now", place, old, new)
 
 
 def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
