@@ -19,7 +19,7 @@ from duet_unlearn.attacks.suite import known_attacks
 from duet_unlearn.audit import SCHEMA, audit_record, write_audit
 from duet_unlearn.audit.recovery import Entry, verdict_of
 from duet_unlearn.audit.write import audit_page
-from duet_unlearn.report.read import Score
+from duet_unlearn.report.run_data import Score
 from duet_unlearn.runs import Run
 from duet_unlearn.teacher.targets import weights_id
 

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from duet_unlearn import __version__
-from duet_unlearn.audit.recovery import Entry, entries, not_tried, score_json, verdict_of
+from duet_unlearn.audit.recovery import Entry, entries, not_tried, verdict_of
 from duet_unlearn.config.recipe import METHODS
 from duet_unlearn.errors import UserError
 from duet_unlearn.redact import Redactor
-from duet_unlearn.report.read import SUBJECTS, Column, RunData, method_name, metric_words, read_run
-from duet_unlearn.report.recovered import RULE
-from duet_unlearn.report.redacted import redacted
-from duet_unlearn.report.verdict import verdict
+from duet_unlearn.report.run_data import SUBJECTS, Column, RunData, method_name, metric_words, read_run, redacted
+from duet_unlearn.report.verdict import RECOVERY_RULE, verdict
 from duet_unlearn.runs import Run, find_run
 from duet_unlearn.subjects import model_folder
 from duet_unlearn.teacher.targets import weights_id
@@ -81,7 +79,7 @@ def record_of(run: Run, data: RunData, *, base: str) -> dict[str, Any]:
         "format": FORMAT,
         "written_by": f"duet-unlearn {__version__}",
         "redacted": data.redacted,
-        "verdict": verdict_of(found) | {"forgotten": told.forgotten, "cost": told.cost, "rule": RULE},
+        "verdict": verdict_of(found) | {"forgotten": told.forgotten, "cost": told.cost, "rule": RECOVERY_RULE},
         "asked": _asked(data),
         "done": _done(data),
         "weights": _weights(data) | {"base_now": _identity(base), "student": weights, "student_is": kind},
@@ -156,7 +154,7 @@ def _row(data: RunData, column: Column) -> dict[str, Any]:
         "about": column.about,
         "metric": metric_words(column.metric),
         "better": column.better,
-        "scores": {name: score_json(score) for name, score in scores.items()},
+        "scores": {name: score.to_json() for name, score in scores.items()},
     }
 
 
@@ -167,9 +165,7 @@ def _requests(data: RunData) -> list[dict[str, Any]]:
     for request in names:
         for column in data.columns:
             found = {who: sets.get(request, {}).get(column.name, {}) for who, sets in data.requests.items()}
-            scores = {
-                who: score_json(scores[column.metric]) for who, scores in found.items() if column.metric in scores
-            }
+            scores = {who: scores[column.metric].to_json() for who, scores in found.items() if column.metric in scores}
             if scores:
                 row = {"request": request, "set": column.name, "title": column.title}
                 rows.append(row | {"metric": metric_words(column.metric), "better": column.better, "scores": scores})

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from duet_unlearn.attacks.result import difference
 from duet_unlearn.attacks.suite import known_attacks, title_of
-from duet_unlearn.report.read import NO_SCORE, SUBJECTS, Column, RunData, Score
-from duet_unlearn.report.recovered import WORDS, Outcome, Tried, Way, outcome_of, ways
-from duet_unlearn.stats import Score as Measured
+from duet_unlearn.report.run_data import SUBJECTS, Column, RunData
+from duet_unlearn.report.verdict import OUTCOME_WORDS, AttackSummary, Outcome, attack_summaries, outcome_of
+from duet_unlearn.stats import NOTHING, Score
 
 Source = Literal["evaluation", "attack", "by itself"]
 INFERENCE = "Using the model without what stands beside it"
@@ -34,7 +34,7 @@ class Entry:
     """Of every subject that was asked or attacked: of an attack its strongest instance's."""
     above: Score
     """The student's, less the oracle's."""
-    best_of_all: Score = NO_SCORE
+    best_of_all: Score = NOTHING
     instance: str = ""
     num_instances: int = 0
     tokens: float = math.nan
@@ -45,10 +45,10 @@ class Entry:
         """As in ``audit.json``."""
         return {
             **{part: getattr(self, part) for part in ("source", "name", "title", "access", "metric", "status")},
-            "outcome": WORDS[self.outcome],
-            **{name: score_json(self.scores.get(name, NO_SCORE)) for name in SUBJECTS},
-            "above": score_json(self.above),
-            "best_of_all": score_json(self.best_of_all),
+            "outcome": OUTCOME_WORDS[self.outcome],
+            **{name: self.scores.get(name, NOTHING).to_json() for name in SUBJECTS},
+            "above": self.above.to_json(),
+            "best_of_all": self.best_of_all.to_json(),
             "instance": self.instance,
             "instances": self.num_instances,
             "tokens_per_fact": None if math.isnan(self.tokens) else round(self.tokens, 1),
@@ -56,18 +56,13 @@ class Entry:
         }
 
 
-def score_json(score: Score) -> dict[str, float | int | None]:
-    """Value, n and interval; NaN is null."""
-    return Measured(score.value, score.n, score.low, score.high).to_json()
-
-
 def entries(run: RunData, *, unmerged: bool, inference: bool, weights: str | None) -> list[Entry]:
     """What the student is by itself, then the evaluation's forget sets, then attacks on the weights of today."""
-    attacks = [_attacked(way) for way in ways(run) if not stale(run, way, weights)]
+    attacks = [_attacked(way) for way in attack_summaries(run) if not stale(run, way, weights)]
     return [*_by_itself(unmerged, inference), *_sets(run), *attacks]
 
 
-def stale(run: RunData, way: Way, weights: str | None) -> bool:
+def stale(run: RunData, way: AttackSummary, weights: str | None) -> bool:
     """Whether an attack was on other weights than the student's of today; None: they are not known by a hash."""
     stored = run.attacks[way.name].get("student", {})
     return weights is not None and stored.get("weights", weights) != weights
@@ -82,8 +77,8 @@ def not_tried(run: RunData, weights: str | None) -> list[dict[str, str]]:
     for name, one in known.items():
         if run.attacks and "student" not in run.attacks.get(name, {}):
             found.append(_gap(name, title_of(one), "was not run"))
-    for way in ways(run):
-        student = way.tried.get("student")
+    for way in attack_summaries(run):
+        student = way.results.get("student")
         if student and student.status != "done":
             reason = f": {student.reason}" if student.reason else ""
             found.append(_gap(way.name, way.title, f"{student.status}{reason}"))
@@ -98,7 +93,7 @@ def not_tried(run: RunData, weights: str | None) -> list[dict[str, str]]:
         found.append(
             _gap("oracle", "Comparison with a model that never knew", "no model.oracle; luck counts as nothing")
         )
-    elif run.attacks and not any("oracle" in way.tried for way in ways(run)):
+    elif run.attacks and not any("oracle" in way.results for way in attack_summaries(run)):
         found.append(_gap("oracle", "Comparison with a model that never knew", "the oracle was not attacked"))
     return found
 
@@ -113,7 +108,7 @@ def _by_itself(unmerged: bool, inference: bool) -> list[Entry]:
     name, title = ("without", INFERENCE) if inference else ("adapter-off", ADAPTER)
     why = "the method changes no weights" if inference else "the run's model is an adapter, saved without its base"
     note = f"{why}: whoever has the weights has the base, and all that it knows"
-    entry = Entry("by itself", name, title, "weights", "right", "done", "back", {}, NO_SCORE, tokens=0.0, notes=(note,))
+    entry = Entry("by itself", name, title, "weights", "right", "done", "back", {}, NOTHING, tokens=0.0, notes=(note,))
     return [entry]
 
 
@@ -124,27 +119,17 @@ def _sets(run: RunData) -> list[Entry]:
 
 def _set(run: RunData, column: Column) -> Entry:
     scores = {name: found.score(column.name, "right") for name, found in run.subjects.items()}
-    guess = scores.get("oracle", NO_SCORE)
-    above, base_above = (_less(scores.get(name, NO_SCORE), guess) for name in ("student", "base"))
+    guess = scores.get("oracle", NOTHING)
+    student, base = (scores.get(name, NOTHING) for name in ("student", "base"))
+    above, base_above = (NOTHING if math.isnan(one.value) else difference(one, guess) for one in (student, base))
     outcome = outcome_of("right", above, base_above, oracle=not math.isnan(guess.value))
     status = "not measured" if math.isnan(above.value) else "done"
     access = "" if column.group in ("robustness", "deployer") else "chat"
     return Entry("evaluation", column.name, column.title, access, "right", status, outcome, scores, above)
 
 
-def _less(score: Score, guess: Score) -> Score:
-    if math.isnan(score.value):
-        return NO_SCORE
-    found = difference(_measured(score), _measured(guess))
-    return Score(found.value, found.n, found.low, found.high)
-
-
-def _measured(score: Score) -> Measured:
-    return Measured(score.value, score.n, score.low, score.high)
-
-
-def _attacked(way: Way) -> Entry:
-    student: Tried | None = way.tried.get("student")
+def _attacked(way: AttackSummary) -> Entry:
+    student = way.results.get("student")
     return Entry(
         source="attack",
         name=way.name,
@@ -153,12 +138,12 @@ def _attacked(way: Way) -> Entry:
         metric=way.metric,
         status=student.status if student else "not run",
         outcome=way.outcome,
-        scores={name: tried.rate for name, tried in way.tried.items()},
+        scores={name: way.strongest(name) for name in way.results},
         above=way.above,
-        best_of_all=student.best if student else NO_SCORE,
+        best_of_all=student.best_of_all if student else NOTHING,
         instance=way.instance,
-        num_instances=student.num_instances if student else 0,
-        tokens=student.tokens if student and student.status == "done" else math.nan,
+        num_instances=len(student.instances) if student else 0,
+        tokens=way.tokens_per_fact("student") if student and student.status == "done" else math.nan,
         notes=way.notes,
     )
 

@@ -10,8 +10,7 @@ from typing import Any
 from duet_unlearn.audit.record import audit_record, finished_run
 from duet_unlearn.data.files import atomic_write_json, atomic_write_text
 from duet_unlearn.redact import Shown
-from duet_unlearn.report.read import read_run
-from duet_unlearn.report.redacted import redactor_of
+from duet_unlearn.report.run_data import read_run, redactor_of
 
 SCHEMA = Path(__file__).with_name("audit.schema.json")
 """JSON Schema (2020-12) of ``audit.json``."""

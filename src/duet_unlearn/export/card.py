@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from duet_unlearn.config.reading import leaves
 from duet_unlearn.export.check import Answers
-from duet_unlearn.report.read import Column, RunData, Score, cell_text, method_name, metric_words, what_was_forgotten
+from duet_unlearn.report.run_data import Column, RunData, cell_text, method_name, metric_words, what_was_forgotten
 from duet_unlearn.report.verdict import verdict
+from duet_unlearn.stats import Score
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -124,7 +125,7 @@ def _row(run: RunData, column: Column) -> list[str]:
 
 
 def _with_interval(score: Score, column: Column) -> str:
-    value, *ends = (cell_text(Score(v, score.n), column.metric) for v in (score.value, score.low, score.high))
+    value, *ends = (cell_text(v, column.metric) for v in (score.value, score.low, score.high))
     return value if math.isnan(score.low) else f"{value} ({ends[0]} to {ends[1]})"
 
 

@@ -24,7 +24,7 @@ from duet_unlearn.export.check import Answers, same_answers
 from duet_unlearn.export.push import may_push, push_folder
 from duet_unlearn.job import Job, load_job
 from duet_unlearn.models.load import DType, load_model, merged, no_bars
-from duet_unlearn.report.read import read_run
+from duet_unlearn.report.run_data import read_run
 from duet_unlearn.runs import Run, find_run
 from duet_unlearn.subjects import model_folder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from duet_unlearn.report.compare import ARROWS, WIDTH, blocks
+from duet_unlearn.report.text_tables import ARROWS, WIDTH, blocks
 from duet_unlearn.sweep.results import SUBJECTS, headline
 
 RELEARNED = {"relearned": {"title": "Relearned", "better": "low"}}
