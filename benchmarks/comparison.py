@@ -136,7 +136,9 @@ def pictures(sweep: Sweep) -> dict[str, str]:
 def standalone(svg: str) -> str:
     """A figure of the report as a file of its own: with its size, its colours and a ground."""
     size = svg.split('viewBox="0 0 ')[1].split('"')[0].split()
-    opened = str(svg).replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]}" height="{size[1]}" ', 1)
+    opened = str(svg).replace(
+        "<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]}" height="{size[1]}" ', 1
+    )
     rectangle = f'<rect width="{size[0]}" height="{size[1]}" fill="var(--paper)"/>'
     ground = f"<style>{figures.palette_css()}\n{HALO}</style>{rectangle}"
     return opened.replace("</title>", f"</title>{ground}", 1) + "\n"

@@ -32,7 +32,7 @@ def made() -> Sweep:
 
 def test_the_front_is_what_nothing_beats() -> None:
     rng = random.Random(3)
-    dots = [Dot(str(i), "free", rng.randrange(12) / 10, rng.randrange(12) / 10, "") for i in range(60)]
+    dots = [Dot("free", rng.randrange(12) / 10, rng.randrange(12) / 10, "") for i in range(60)]
     for better, sign in (("high", 1), ("low", -1)):
         found = {(dot.x, dot.y) for dot in front(dots, better=better)}  # type: ignore[arg-type]
         unbeaten = {

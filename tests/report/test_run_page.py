@@ -265,11 +265,8 @@ def test_a_run_that_nobody_attacked_says_so(make_run: MakeRun) -> None:
     assert "duet attack RUN" in section(make_run())
 
 
-@pytest.mark.parametrize("attacked", [False, True])
-def test_a_page_is_made_without_torch(make_run: MakeRun, attacked: bool) -> None:
+def test_a_page_of_a_run_that_nobody_attacked_is_made_without_torch(make_run: MakeRun) -> None:
     run = make_run()
-    if attacked:
-        write_everyone(run, "reverse", 60, 3, 30)
     code = (
         "import sys; from pathlib import Path; from duet_unlearn.report import render_report\n"
         "render_report(Path(sys.argv[1])); sys.exit('torch' in sys.modules)"

@@ -89,7 +89,6 @@ LEADER = 14
 class Dot:
     """A mark in a picture of two numbers."""
 
-    name: str
     style: str
     """A key of the picture's styles."""
     x: float
@@ -119,7 +118,6 @@ def subjects_chart(scores: Mapping[str, tuple[Score, Score]], *, x_label: str, y
     """Right on forget questions (x), right on questions to keep (y), each subject's; the ideal is the upper left."""
     dots = [
         Dot(
-            name=name,
             style=name,
             x=100 * x.value,
             y=100 * y.value,
@@ -136,7 +134,8 @@ def subjects_chart(scores: Mapping[str, tuple[Score, Score]], *, x_label: str, y
         _y_label(axes, y_label)
         _mark_ideal(axes, radius=14)
         titles = _draw_dots(axes, dots, SUBJECT_STYLES)
-        return _svg(axes, "subjects", f"Forgetting against keeping, per cent right: {_notes(dots)}", titles)
+        notes = "; ".join(dot.note for dot in dots)
+        return _svg(axes, "subjects", f"Forgetting against keeping, per cent right: {notes}", titles)
 
 
 def bars_chart(name: str, title: str, scores: Mapping[str, Score]) -> str:
@@ -162,10 +161,8 @@ def bars_chart(name: str, title: str, scores: Mapping[str, Score]) -> str:
             axes.barh(row, max(1.0, 100 * score.value), 0.55, color=_palette()[SUBJECT_STYLES[subject].colour])
             if interval := _per_cent_interval(score):
                 axes.hlines(row, *interval, color=_palette()["ink"], linewidth=1)
-            axes.annotate(
-                f"{100 * score.value:.0f} % of {score.n}", (1, row), (92, 0), ("axes fraction", "data"),
-                "offset points", ha="right", va="center",
-            )  # fmt: skip
+            text = f"{100 * score.value:.0f} % of {score.n}"
+            axes.annotate(text, (1, row), (92, 0), ("axes fraction", "data"), "offset points", ha="right", va="center")
         return _svg(axes, f"bars-{name}", title)
 
 
@@ -190,9 +187,8 @@ def curve_chart(name: str, title: str, points: Sequence[tuple[float, float]], *,
         axes.set(xlim=(0, max(1, steps[-1])), xlabel="step")
         axes.set_ylim(bottom=min(0.0, *values), top=None if max(values) > 0 else 1.0)
         axes.locator_params(nbins=4)
-        axes.annotate(
-            f"{name} {values[-1]:.3g}", (steps[-1], values[-1]), (8, 0), textcoords="offset points", va="center"
-        )
+        text = f"{name} {values[-1]:.3g}"
+        axes.annotate(text, (steps[-1], values[-1]), (8, 0), textcoords="offset points", va="center")
         return _svg(axes, f"curve-{name}", title)
 
 
@@ -207,7 +203,6 @@ def attack_chart(attacks: Sequence[AttackSummary]) -> str:
         ends = _per_cent_interval(one.above)
         dots.append(
             Dot(
-                name=one.title,
                 style=one.access if one.access in ACCESS_STYLES else "chat",
                 x=tokens,
                 y=min(100.0, max(0.0, above)),
@@ -230,7 +225,8 @@ def attack_chart(attacks: Sequence[AttackSummary]) -> str:
         _y_label(axes, "facts that come back, above the oracle, %")
         titles = _draw_dots(axes, dots, ACCESS_STYLES)
         _legend(axes, dots, ACCESS_STYLES)
-        about = f"Tokens a fact against per cent of facts that came back above the oracle: {_notes(dots)}"
+        notes = "; ".join(dot.note for dot in dots)
+        about = f"Tokens a fact against per cent of facts that came back above the oracle: {notes}"
         return _svg(axes, "attacks", about, titles)
 
 
@@ -240,9 +236,9 @@ def forget_keep_charts(sweep: Sweep) -> list[str]:
     dots = []
     for row in [*sweep.baselines, *sweep.finished()]:
         x, y = row.mean("forgotten"), row.mean("kept")
-        style = method_style(row) if isinstance(row, MethodRow) else row.name
+        style = _method_style(row) if isinstance(row, MethodRow) else row.name
         note = f"{row.label}: forget {_spread_text(x)}, keep {_spread_text(y)}"
-        dots.append(Dot(row.label, style, 100 * x.value, 100 * y.value, note, label=row.label))
+        dots.append(Dot(style, 100 * x.value, 100 * y.value, note, label=row.label))
     dots = [dot for dot in dots if not math.isnan(dot.x + dot.y)]
     methods = [dot for dot in dots if METHOD_STYLES[dot.style].legend]
     if not methods:
@@ -275,7 +271,7 @@ def robust_cost_chart(sweep: Sweep) -> str:
         if not math.isnan(seconds + worst.value):
             note = f"{row.name}: {_spread_text(worst)}, most by {worst_attack(sweep, row)}"
             faint = not keeps(sweep, row)
-            dots.append(Dot(row.name, method_style(row), seconds, 100 * worst.value, note, row.name, faint))
+            dots.append(Dot(_method_style(row), seconds, 100 * worst.value, note, row.name, faint))
     if not dots:
         return ""
     least = min((dot.x for dot in dots if dot.x > 0), default=1.0)
@@ -299,13 +295,6 @@ def robust_cost_chart(sweep: Sweep) -> str:
         titles = _draw_dots(axes, dots, METHOD_STYLES)
         _legend(axes, dots, METHOD_STYLES)
         return _svg(axes, "robust-cost", "What the worst attack gets against what the method cost", titles)
-
-
-def method_style(row: MethodRow) -> Literal["free", "seen", "inference"]:
-    """What a method's mark tells of it."""
-    if row.kind == "inference":
-        return "inference"
-    return "seen" if row.sees_answers else "free"
 
 
 def front(dots: Iterable[Dot], *, better: Literal["low", "high"]) -> list[Dot]:
@@ -394,6 +383,13 @@ def _forget_keep(dots: Sequence[Dot], name: str, *, side: int, frame: int | None
         return _svg(axes, name, "Forgetting against keeping", titles)
 
 
+def _method_style(row: MethodRow) -> Literal["free", "seen", "inference"]:
+    """What a method's mark tells of it."""
+    if row.kind == "inference":
+        return "inference"
+    return "seen" if row.sees_answers else "free"
+
+
 def _draw_dots(axes: Axes, dots: Sequence[Dot], styles: Mapping[str, MarkStyle]) -> dict[str, str]:
     """Marks, intervals through them and labels; returns the id of each mark's group -> what it shows when pointed at.
 
@@ -413,11 +409,8 @@ def _draw_dots(axes: Axes, dots: Sequence[Dot], styles: Mapping[str, MarkStyle])
         if math.dist((x, y), (end, middle)) >= LEADER:
             leader = Line2D([x, end], [y, middle], color=_palette()["strong"], linewidth=1, alpha=alpha, transform=None)
             axes.add_artist(leader)
-        on_the_right = left + 1 >= x
-        axes.text(
-            left + 1 if on_the_right else right - 1, middle, dots[i].label, ha="left" if on_the_right else "right",
-            va="center_baseline", transform=None, alpha=alpha,
-        )  # fmt: skip
+        at, side = (left + 1, "left") if left + 1 >= x else (right - 1, "right")
+        axes.text(at, middle, dots[i].label, ha=side, va="center_baseline", transform=None, alpha=alpha)
     for i, dot in enumerate(dots):
         style, alpha = styles[dot.style], 0.5 if dot.faint else 1.0
         colour = _palette()[style.colour]
@@ -531,7 +524,7 @@ def _svg(axes: Axes, name: str, about: str, titles: Mapping[str, str] | None = N
     for artist in figure.findobj():
         artist.set_clip_on(False)  # clipping needs an url(), and cuts marks at the border in two
     matplotlib.rcParams["svg.hashsalt"] = name
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    figure.canvas.print_figure(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = buffer.getvalue()
     body = text[text.index('<g id="figure_1">') : text.rindex("</svg>")]
 
@@ -561,7 +554,3 @@ def _per_cent_interval(score: Score) -> tuple[float, float] | None:
 def _spread_text(mean: MeanOverRuns) -> str:
     spread = "" if math.isnan(mean.over_targets) else f" ± {100 * mean.over_targets:.1f}"
     return f"{100 * mean.value:.1f}{spread} %"
-
-
-def _notes(dots: Iterable[Dot]) -> str:
-    return "; ".join(dot.note for dot in dots)

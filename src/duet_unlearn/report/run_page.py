@@ -400,7 +400,7 @@ def _samples(run: RunData) -> list[dict[str, Any]]:
                 row = rows[subject].get(key)
                 # The base has not been asked to forget: its answers are neither good nor bad.
                 tone = "" if subject == "base" or row is None else tones.get(row["outcome"], "")
-                answers.append((subject, None if row is None else row | {"tone": tone}))
+                answers.append((subject, None if row is None else {**row, "tone": tone}))
             samples.append(
                 {
                     "set": column.title if column else name,

@@ -104,7 +104,6 @@ class AttackSummary:
     """Subject -> the facts that the attack went for."""
     above: Score
     """What the student gives away above the oracle."""
-    base_above: Score
     instance: str
     """The one that `above` is of."""
     outcome: Outcome
@@ -201,7 +200,6 @@ def _summarise(name: str, stored: Mapping[str, Mapping[str, Any]]) -> AttackSumm
         results=results,
         num_facts={subject: len(one.get("facts", [])) for subject, one in stored.items()},
         above=above,
-        base_above=base_above,
         instance=found.instance.name if found else "",
         outcome=outcome,
         notes=tuple(notes),
