@@ -13,15 +13,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from expectations import RULE, expectations, paper_table
 from pages import between, marks
 
 from duet_unlearn.errors import UserError
-from duet_unlearn.report import sweep_figures
-from duet_unlearn.report.beside import paper_table
-from duet_unlearn.report.expectations import RULE, expectations
-from duet_unlearn.report.sweep_read import Sweep, parse_sweep, read_results, with_options
-from duet_unlearn.report.sweep_tables import Cell, Line, Table, tables
-from duet_unlearn.report.sweep_words import facts, failures, headline, not_relearned, progress, protocol
+from duet_unlearn.report import figures
+from duet_unlearn.report.sweep_data import Sweep, parse_sweep, read_results
+from duet_unlearn.report.sweep_page import (
+    SweepCell,
+    SweepLine,
+    SweepTable,
+    cost_table,
+    facts,
+    failures,
+    headline,
+    main_table,
+    not_relearned,
+    progress,
+    protocol,
+    robustness_table,
+    tuning_table,
+)
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -40,26 +52,8 @@ NEW = f"""# Every method under one protocol
 """
 """A page that does not exist yet; what stands outside the markers is written by hand and kept."""
 RUN_KEYS = ("kind", "method", "target", "seed", "failed", "steps", "tokens", "seconds", "peak_memory")
-STYLE = """
-svg { color-scheme: light dark; --paper: #fdfdfc; --panel: #f5f5f2; --ink: #1c1d1f; --soft: #5b5f66; --line: #dcdcd6;
-  --strong: #a9a9a2; --good: #166534; --good-back: #e3f3e7;
-  --base: #5f6570; --prefix: #b45309; --oracle: #0f766e; --student: #1d4ed8; --seen: #86198f; }
-@media (prefers-color-scheme: dark) { svg { --paper: #151618; --panel: #1e2023; --ink: #e8e8e5; --soft: #a7abb2;
-  --line: #33363b; --strong: #5d6169; --good: #86d99e; --good-back: #17301f;
-  --base: #a6adb9; --prefix: #f0a253; --oracle: #4cc2b3; --student: #85aaff; --seen: #e58bf0; } }
-text { fill: var(--ink); font: 12px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; }
-.tick, .axis { fill: var(--soft); }
-.small { font-size: 11.5px; paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round; }
-.grid { stroke: var(--line); } .leader, .lens { stroke: var(--strong); fill: none; }
-.ideal { fill: var(--good-back); stroke: var(--good); stroke-width: 0.75; stroke-dasharray: 3 3; }
-.mark { fill: currentColor; stroke: var(--paper); } .faint { opacity: 0.5; }
-.ring { fill: var(--paper); stroke: currentColor; stroke-width: 2; }
-.cross { stroke: currentColor; stroke-width: 2; fill: none; } .strip { fill: var(--panel); }
-.front { fill: none; stroke: var(--good); stroke-width: 1.5; stroke-dasharray: 5 4; }
-.s-base { color: var(--base); } .s-prefix, .s-inference { color: var(--prefix); } .s-oracle { color: var(--oracle); }
-.s-free { color: var(--student); } .s-seen { color: var(--seen); }
-"""
-"""The report's colours, for a figure that stands alone."""
+HALO = "text { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round; }"
+"""As on the report's page: a label is read over a line."""
 
 
 def compact(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,39 +128,41 @@ def write(found: Mapping[str, Any], root: Path) -> None:
 
 def pictures(sweep: Sweep) -> dict[str, str]:
     """File name -> figure."""
-    found = dict(zip(KEEP, sweep_figures.forget_keep(sweep), strict=False))
-    return found | dict(zip([ROBUST], sweep_figures.robust_cost(sweep), strict=False))
+    found = dict(zip(KEEP, figures.forget_keep_charts(sweep), strict=False))
+    robust_cost = figures.robust_cost_chart(sweep)
+    return found | ({ROBUST: robust_cost} if robust_cost else {})
 
 
 def standalone(svg: str) -> str:
     """A figure of the report as a file of its own: with its size, its colours and a ground."""
     size = svg.split('viewBox="0 0 ')[1].split('"')[0].split()
-    opened = svg.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]}" height="{size[1]}" ', 1)
-    ground = f'<style>{STYLE}</style><rect width="{size[0]}" height="{size[1]}" fill="var(--paper)"/>'
+    opened = str(svg).replace(
+        "<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]}" height="{size[1]}" ', 1
+    )
+    rectangle = f'<rect width="{size[0]}" height="{size[1]}" fill="var(--paper)"/>'
+    ground = f"<style>{figures.palette_css()}\n{HALO}</style>{rectangle}"
     return opened.replace("</title>", f"</title>{ground}", 1) + "\n"
 
 
 def render(sweep: Sweep) -> str:
     """Everything between the markers."""
     drawn = pictures(sweep)
+    tables = [main_table(sweep), robustness_table(sweep), cost_table(sweep), tuning_table(sweep), paper_table(sweep)]
     parts = [
         _environment(sweep),
         " ".join(headline(sweep)),
         "## What was expected",
         f"Written down before the sweep. {RULE}",
         markdown(
-            ["", "expected", "check"], [[one.verdict, one.claim, one.check] for one in expectations(sweep)], "lll"
+            ["", "expected", "check"], [[one.decision, one.claim, one.check] for one in expectations(sweep)], "lll"
         ),
         "## Forgetting against keeping",
         *(f"![Forgetting against keeping]({name})" for name in drawn if name != ROBUST),
-        f"{sweep_figures.FORGET_KEEP} {sweep_figures.PARETO}",
+        f"{figures.FORGET_KEEP} {figures.PARETO}",
         "## Robustness against cost",
         *(f"![Worst attack against seconds]({name})" for name in drawn if name == ROBUST),
-        sweep_figures.ROBUST_COST,
-        *(
-            f"## {table.title}\n\n{table.note}\n\n{table_text(table)}"
-            for table in [*tables(sweep), *filter(None, [paper_table(sweep)])]
-        ),
+        figures.ROBUST_COST,
+        *(f"## {table.title}\n\n{table.note}\n\n{table_text(table)}" for table in tables if table),
         "± is the standard deviation over targets, in brackets that over seeds. * some runs have no number here.",
         "## What failed, and what cannot be relearned",
         _list([*failures(sweep), *((name, f"not relearned: {why}") for name, why in not_relearned(sweep))]),
@@ -176,10 +172,10 @@ def render(sweep: Sweep) -> str:
     return "\n\n".join(parts)
 
 
-def table_text(table: Table) -> str:
+def table_text(table: SweepTable) -> str:
     """A table in Markdown."""
     arrows = {"low": " ↓", "high": " ↑"}
-    head = [table.lead, *(c.title + ("" if c.unit == "text" else arrows[c.better]) for c in table.columns)]
+    head = ["method", *(c.title + ("" if c.unit == "text" else arrows[c.better]) for c in table.columns)]
     align = "l" + "".join("l" if column.unit == "text" else "r" for column in table.columns)
     return markdown(head, [[_name(line), *map(_cell, line.cells)] for line in table.lines], align)
 
@@ -191,12 +187,12 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> 
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _name(line: Line) -> str:
+def _name(line: SweepLine) -> str:
     name = f"*{line.name}*" if line.kind == "inference" else line.name
     return f"{name} ({line.failed} failed)" if line.failed else name
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: SweepCell) -> str:
     text = f"**{cell.text}**" if cell.best else cell.text
     spread = f" ± {cell.over_targets}" if cell.over_targets else ""
     return text + ("*" if cell.partial else "") + spread + (f" ({cell.over_seeds})" if cell.over_seeds else "")
@@ -228,9 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("give the sweep's folder, or --render-only")
     if args.sweep:
         try:
-            args.results.write_text(
-                stored(compact(with_options(read_results(args.sweep), args.sweep))), encoding="utf-8"
-            )
+            args.results.write_text(stored(compact(read_results(args.sweep))), encoding="utf-8")
         except UserError as error:
             sys.exit(f"error: {error}")
     write(json.loads(args.results.read_text(encoding="utf-8")), args.root)

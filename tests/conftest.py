@@ -13,7 +13,7 @@ import pytest
 from workplace import Done, Workplace, write_model, write_workplace
 
 from duet_unlearn.cli import main
-from duet_unlearn.report import page
+from duet_unlearn.report import run_page as page
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -36,7 +36,7 @@ def main(comparison: ModuleType, folder: Path, *arguments: str) -> str:
 def test_page_has_every_table_and_picture(comparison: ModuleType, tmp_path: Path) -> None:
     page = main(comparison, tmp_path, str(write(tmp_path / "sweep", results(FEW))))
     titles = ("What was expected", "Forgetting against keeping", "Robustness against cost", "Forgetting and keeping")
-    titles += ("What brings it back", "What it needs and costs", "What was tuned", "Beside the paper")
+    titles += ("What brings it back", "What it needs and costs", "What was tuned", "Next to the paper")
     titles += ("What failed", "Protocol")
     places = [page.index(f"\n## {title}") for title in titles]
     assert places == sorted(places)
@@ -65,7 +65,7 @@ def test_cells_by_hand(comparison: ModuleType, tmp_path: Path) -> None:
 
 def test_what_is_kept_gives_the_same_page(comparison: ModuleType, tmp_path: Path) -> None:
     """All that the page shows is in the kept JSON, and little else."""
-    from duet_unlearn.report.sweep_read import read_sweep
+    from duet_unlearn.report.sweep_data import read_sweep
 
     folder = write(tmp_path / "sweep", results(FEW))
     page = main(comparison, tmp_path, str(folder))
@@ -109,11 +109,9 @@ def test_pictures_stand_alone(comparison: ModuleType, tmp_path: Path) -> None:
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert root.get("viewBox") == f"0 0 {root.get('width')} {root.get('height')}"
         assert "prefers-color-scheme: dark" in text
-        used = {css for css in re.findall(r'class="([^"]*)"', text) for css in css.split()}
-        plain = {"label", "s-base"}  # text as it comes; a class that is a colour alone
-        assert {
-            css for css in used if f".{css} " not in comparison.STYLE and f".{css}," not in comparison.STYLE
-        } <= plain
+        colours = set(re.findall(r"var\((--[a-z-]+)\)", text))
+        assert {"--ink", "--student", "--seen"} <= colours
+        assert colours <= set(re.findall(r"(--[a-z-]+):", text))
 
 
 def test_a_bar_in_a_text_breaks_no_table(comparison: ModuleType) -> None:

@@ -18,8 +18,8 @@ from duet_unlearn import load_recipe, unlearn
 from duet_unlearn.attacks import known_attacks
 from duet_unlearn.audit import SCHEMA, audit_record, write_audit
 from duet_unlearn.audit.record import audit_page, recovery_row, verdict_of
-from duet_unlearn.report.read import Score
 from duet_unlearn.runs import Run
+from duet_unlearn.stats import Score
 from duet_unlearn.teacher.targets import weights_id
 
 LORA = ("model.lora.rank=4", "model.lora.alpha=8")

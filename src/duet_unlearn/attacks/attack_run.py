@@ -26,7 +26,7 @@ from duet_unlearn.evals.subject import ModelSubject, Subject
 from duet_unlearn.events import Event, OnEvent, duration_text, ignore
 from duet_unlearn.job import Job, hashed, load_job
 from duet_unlearn.report import write_report
-from duet_unlearn.report.compare import WIDTH, blocks
+from duet_unlearn.report.text_tables import WIDTH, blocks
 from duet_unlearn.runs import Run, find_run
 from duet_unlearn.stats import Score
 from duet_unlearn.subjects import SUBJECTS, load_subject_model, require_base, require_student, subjects, weights_of

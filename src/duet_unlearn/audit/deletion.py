@@ -21,9 +21,8 @@ from duet_unlearn.data.files import atomic, atomic_folder, atomic_write_json, at
 from duet_unlearn.errors import UserError
 from duet_unlearn.job import load_job
 from duet_unlearn.redact import PURGED, PURGING, Redactor, Shown, redacted_attack
-from duet_unlearn.report.page import REDACTED, render_run
-from duet_unlearn.report.read import RunData, method_name, read_run
-from duet_unlearn.report.redacted import redacted, redacted_env, redactor_of
+from duet_unlearn.report.run_data import RunData, method_name, read_run, redacted, redacted_env, redactor_of
+from duet_unlearn.report.run_page import REDACTED, render_run
 from duet_unlearn.runs import SUITE, Run
 
 KEPT = ("model", "metrics.jsonl", "timings.json", "DONE")

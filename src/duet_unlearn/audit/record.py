@@ -22,12 +22,26 @@ from duet_unlearn.config.recipe import METHODS
 from duet_unlearn.data.files import atomic_write_json, atomic_write_text
 from duet_unlearn.errors import UserError
 from duet_unlearn.redact import Redactor, Shown
-from duet_unlearn.report.read import NO_SCORE, SUBJECTS, Column, RunData, Score, method_name, metric_words, read_run
-from duet_unlearn.report.recovered import RULE, WORDS, Outcome, Way, outcome_of, ways
-from duet_unlearn.report.redacted import redacted, redactor_of
-from duet_unlearn.report.verdict import verdict
+from duet_unlearn.report.run_data import (
+    SUBJECTS,
+    Column,
+    RunData,
+    method_name,
+    metric_words,
+    read_run,
+    redacted,
+    redactor_of,
+)
+from duet_unlearn.report.verdict import (
+    RECOVERY_RULE,
+    AttackSummary,
+    Outcome,
+    attack_summaries,
+    outcome_of,
+    verdict,
+)
 from duet_unlearn.runs import Run, find_run
-from duet_unlearn.stats import Score as Measured
+from duet_unlearn.stats import NOTHING, Score
 from duet_unlearn.subjects import model_folder
 from duet_unlearn.teacher.targets import weights_id
 
@@ -138,7 +152,7 @@ def record_of(run: Run, data: RunData, *, base: str) -> dict[str, Any]:
         "format": FORMAT,
         "written_by": f"duet-unlearn {__version__}",
         "redacted": data.redacted,
-        "verdict": verdict_of(recovery) | {"forgotten": found.forgotten, "cost": found.cost, "rule": RULE},
+        "verdict": verdict_of(recovery) | {"forgotten": found.forgotten, "cost": found.cost, "rule": RECOVERY_RULE},
         "asked": {
             "concepts": [concept for concept in concepts if concept],
             "requests": requests,
@@ -192,7 +206,7 @@ def _row(data: RunData, column: Column) -> dict[str, Any]:
         "about": column.about,
         "metric": metric_words(column.metric),
         "better": column.better,
-        "scores": {name: score_json(score) for name, score in scores.items()},
+        "scores": {name: score.to_json() for name, score in scores.items()},
     }
 
 
@@ -201,7 +215,7 @@ def _request_rows(data: RunData, request: str) -> list[dict[str, Any]]:
     rows = []
     for column in data.columns:
         found = {who: sets.get(request, {}).get(column.name, {}) for who, sets in data.requests.items()}
-        scores = {who: score_json(scores[column.metric]) for who, scores in found.items() if column.metric in scores}
+        scores = {who: scores[column.metric].to_json() for who, scores in found.items() if column.metric in scores}
         if scores:
             row = {"request": request, "set": column.name, "title": column.title}
             rows.append(row | {"metric": metric_words(column.metric), "better": column.better, "scores": scores})
@@ -237,11 +251,6 @@ def _files(run: Run, *, model_only: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def score_json(score: Score) -> dict[str, float | int | None]:
-    """Value, n and interval; NaN is null."""
-    return Measured(score.value, score.n, score.low, score.high).to_json()
-
-
 def _recovery(run: RunData, *, unmerged: bool, inference: bool, weights: str | None) -> list[dict[str, Any]]:
     """Each way to the knowledge, and what came of it: what the student is by itself, then the evaluation's forget sets,
     then attacks on the weights of today."""
@@ -256,24 +265,26 @@ def _recovery(run: RunData, *, unmerged: bool, inference: bool, weights: str | N
         if column.goal != "forget" or column.metric != "right" or column.group == "privacy":
             continue
         scores = {name: one.score(column.name, "right") for name, one in run.subjects.items()}
-        oracle = scores.get("oracle", NO_SCORE)
-        above, base_above = (_less(scores.get(name, NO_SCORE), oracle) for name in ("student", "base"))
+        oracle = scores.get("oracle", NOTHING)
+        student, base = (scores.get(name, NOTHING) for name in ("student", "base"))
+        above, base_above = (NOTHING if math.isnan(one.value) else difference(one, oracle) for one in (student, base))
         outcome = outcome_of("right", above, base_above, oracle=not math.isnan(oracle.value))
         access = "" if column.group in ("robustness", "deployer") else "chat"
         status = "not measured" if math.isnan(above.value) else "done"
         row = recovery_row("evaluation", column.name, column.title, access, outcome, scores, above, status=status)
         found.append(row)
-    for way in ways(run):
+    for way in attack_summaries(run):
         # An attack on other weights proves nothing about these; it is named among what was not tested.
         if _stale(run, way, weights):
             continue
-        scores = {name: tried.rate for name, tried in way.tried.items()}
+        scores = {name: way.strongest(name) for name in way.results}
         more: dict[str, Any] = {"metric": way.metric, "instance": way.instance, "notes": list(way.notes)}
-        if student := way.tried.get("student"):
-            more |= {"best_of_all": score_json(student.best), "instances": student.num_instances}
-            if student.status == "done" and not math.isnan(student.tokens):
-                more["tokens_per_fact"] = round(student.tokens, 1)
-        status = student.status if student else "not run"
+        if result := way.results.get("student"):
+            best = result.best_of_all or NOTHING
+            more |= {"best_of_all": best.to_json(), "instances": len(result.instances)}
+            if result.status == "done":
+                more["tokens_per_fact"] = round(way.tokens_per_fact("student"), 1)
+        status = result.status if result else "not run"
         row = recovery_row("attack", way.name, way.title, way.access, way.outcome, scores, way.above, status=status)
         found.append(row | more)
     return found
@@ -286,7 +297,7 @@ def recovery_row(
     access: str,
     outcome: Outcome,
     scores: Mapping[str, Score] = MappingProxyType({}),
-    above: Score = NO_SCORE,
+    above: Score = NOTHING,
     **more: Any,
 ) -> dict[str, Any]:
     """One way to the knowledge, as in ``audit.json``.
@@ -304,10 +315,10 @@ def recovery_row(
         "access": access,
         "metric": "right",
         "status": "done",
-        "outcome": WORDS[outcome],
-        **{subject: score_json(scores.get(subject, NO_SCORE)) for subject in SUBJECTS},
-        "above": score_json(above),
-        "best_of_all": score_json(NO_SCORE),
+        "outcome": OUTCOME_WORDS[outcome],
+        **{subject: scores.get(subject, NOTHING).to_json() for subject in SUBJECTS},
+        "above": above.to_json(),
+        "best_of_all": NOTHING.to_json(),
         "instance": "",
         "instances": 0,
         "tokens_per_fact": None,
@@ -315,15 +326,7 @@ def recovery_row(
     } | more
 
 
-def _less(score: Score, oracle: Score) -> Score:
-    if math.isnan(score.value):
-        return NO_SCORE
-    one, other = (Measured(part.value, part.n, part.low, part.high) for part in (score, oracle))
-    found = difference(one, other)
-    return Score(found.value, found.n, found.low, found.high)
-
-
-def _stale(run: RunData, way: Way, weights: str | None) -> bool:
+def _stale(run: RunData, way: AttackSummary, weights: str | None) -> bool:
     """Whether an attack was on other weights than the student's of today; None: they are not known by a hash."""
     stored = run.attacks[way.name].get("student", {})
     return weights is not None and stored.get("weights", weights) != weights
@@ -337,9 +340,9 @@ def _not_tested(run: RunData, weights: str | None) -> list[dict[str, str]]:
     for name, one in known_attacks().items():
         if run.attacks and "student" not in run.attacks.get(name, {}):
             found.append((name, one.title, "was not run"))
-    for way in ways(run):
+    for way in attack_summaries(run):
         reasons = []
-        student = way.tried.get("student")
+        student = way.results.get("student")
         if student and student.status != "done":
             reasons.append(student.status + (f": {student.reason}" if student.reason else ""))
         if _stale(run, way, weights):
@@ -348,7 +351,7 @@ def _not_tested(run: RunData, weights: str | None) -> list[dict[str, str]]:
         found += [(way.name, way.title, reason) for reason in reasons]
     if "oracle" not in run.subjects:
         found.append(("oracle", NO_ORACLE, "no model.oracle; what is right by chance counts too"))
-    elif run.attacks and not any("oracle" in way.tried for way in ways(run)):
+    elif run.attacks and not any("oracle" in way.results for way in attack_summaries(run)):
         found.append(("oracle", NO_ORACLE, "the oracle was not attacked"))
     return [{"name": name, "what": what, "why": why} for name, what, why in found]
 
@@ -356,7 +359,7 @@ def _not_tested(run: RunData, weights: str | None) -> list[dict[str, str]]:
 def verdict_of(recovery: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """By what it is recoverable and by what not, in words and as lists of names; `recovery` are rows of the record."""
     members = {
-        name: [one for one in recovery if one["outcome"] in [WORDS[outcome] for outcome in outcomes]]
+        name: [one for one in recovery if one["outcome"] in [OUTCOME_WORDS[outcome] for outcome in outcomes]]
         for name, (_, outcomes) in LISTS.items()
     }
     # The level is that of the worst.

@@ -30,7 +30,7 @@ from duet_unlearn.events import Event, OnEvent, ignore
 from duet_unlearn.export.model_card import CardFacts, ComparedAnswers, Form, card_text
 from duet_unlearn.job import Job, load_job
 from duet_unlearn.models.load import DType, find_on_hub, load_model, merged, no_bars
-from duet_unlearn.report.read import read_run
+from duet_unlearn.report.run_data import read_run
 from duet_unlearn.runs import Run, find_run
 from duet_unlearn.subjects import model_folder
 

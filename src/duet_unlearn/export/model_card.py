@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from duet_unlearn.report.read import Column, RunData, Score, cell_text, method_name, metric_words, what_was_forgotten
+from duet_unlearn.report.run_data import Column, RunData, cell_text, method_name, metric_words, what_was_forgotten
 from duet_unlearn.report.verdict import verdict
 
 if TYPE_CHECKING:
@@ -126,6 +126,6 @@ def _row(run: RunData, column: Column) -> list[str]:
     counted = metric_words(column.metric) + ("" if column.metric == "points" else ", %")
     cells = [column.title, counted, column.better, str(scores[-1].n)]
     for score in scores:
-        value, *ends = (cell_text(Score(v, score.n), column.metric) for v in (score.value, score.low, score.high))
+        value, *ends = (cell_text(v, column.metric) for v in (score.value, score.low, score.high))
         cells.append(value if math.isnan(score.low) else f"{value} ({ends[0]} to {ends[1]})")
     return [" ".join(cell.split()).replace("|", "\\|") for cell in cells]

@@ -45,7 +45,7 @@ from duet_unlearn.config.reading import load_recipe
 from duet_unlearn.config.recipe import Recipe
 from duet_unlearn.data.files import atomic_write_text
 from duet_unlearn.errors import UserError
-from duet_unlearn.report.compare import ARROWS, WIDTH, blocks
+from duet_unlearn.report.text_tables import ARROWS, WIDTH, blocks
 from duet_unlearn.runs import Run, read_metrics
 from duet_unlearn.sweep.tasks import JsonObject, SweepFolder, SweepTask, read_json
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from made_up_attacks import counted, measured, write_attack, write_everyone
 
 from duet_unlearn.errors import UserError
 from duet_unlearn.report import render_report, write_report
-from duet_unlearn.report.figures import _spread, _thin, curves, scatter
-from duet_unlearn.report.views import duration
+from duet_unlearn.report.run_data import read_run
+from duet_unlearn.report.verdict import BACK, RECOVERY_RULE, attack_summaries
 
 SECTIONS = ["verdict", "table", "picture", "robustness", "first-token", "curves", "samples", "settings"]
 MakeRun = Callable[..., Path]
+NASTY = "<script>alert(1)</script>"
 
 
 class Page(HTMLParser):
@@ -203,26 +207,6 @@ def test_a_full_disk_is_two_lines(make_run: MakeRun, monkeypatch: pytest.MonkeyP
     assert not list(run.glob(".report*"))
 
 
-def test_labels_keep_their_distance() -> None:
-    assert _spread([10.0, 11.0, 50.0], gap=20, low=0, high=100) == [10.0, 30.0, 50.0]
-    assert _spread([95.0, 90.0], gap=20, low=0, high=100) == [100.0, 80.0]
-
-
-def test_long_curves_are_thinned_and_keep_their_last_point() -> None:
-    thin = _thin([(float(step), 0.0) for step in range(1, 1002)])
-    assert len(thin) <= 400
-    assert thin[-1] == (1001.0, 0.0)
-
-
-def test_figures_without_numbers_do_not_fail() -> None:
-    assert curves("t", {"loss": [(1, float("nan"))]}, css={"loss": "c"}) == ""
-    assert scatter([], x_label="x", y_label="y").startswith("<svg")
-
-
-def test_durations() -> None:
-    assert [duration(seconds) for seconds in (8.41, 200, 3720)] == ["8.4 s", "3 min 20 s", "1 h 02 min"]
-
-
 def test_requests_are_a_table_where_there_are_any(make_run: MakeRun) -> None:
     run = make_run()
     assert "requests" not in Page(render_report(run)).ids
@@ -269,3 +253,120 @@ def test_many_columns_are_several_tables_and_metrics_have_names(make_run: MakeRu
     assert "ROUGE-L<br>" in text
     assert "rouge l" not in text
     assert sorted(map(int, re.findall(r'<li id="note-(\d+)"', text))) == list(range(1, 23))
+
+
+def section(run: Path) -> str:
+    found = re.search(r'<section id="attacks">.*?</section>', render_report(run), re.DOTALL)
+    assert found
+    return found[0]
+
+
+def test_a_run_that_nobody_attacked_says_so(make_run: MakeRun) -> None:
+    assert "duet attack RUN" in section(make_run())
+
+
+def test_a_page_of_a_run_that_nobody_attacked_is_made_without_torch(make_run: MakeRun) -> None:
+    run = make_run()
+    code = (
+        "import sys; from pathlib import Path; from duet_unlearn.report import render_report\n"
+        "render_report(Path(sys.argv[1])); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(run)], timeout=60).returncode == 0
+
+
+def test_the_table_of_attacks_has_the_strongest_instance_and_its_interval(make_run: MakeRun) -> None:
+    run = make_run()
+    write_everyone(run, "reverse", 60, 3, 30)
+    shown = section(run)
+    for part in (
+        "<b>+45.0</b>",
+        "comes back</span>",
+        "second<small>of 2</small>",
+        "n 60, any 50.0",
+        "2.5 s in all",
+    ):
+        assert part in shown, part
+
+
+def test_the_rule_is_stated_with_its_numbers(make_run: MakeRun) -> None:
+    run = make_run()
+    write_everyone(run, "reverse", 60, 3, 30)
+    assert f"{100 * BACK:.0f} % of the facts" in RECOVERY_RULE
+    assert "How the verdict is made" in render_report(run)
+    assert "at least 20 % of the facts" in section(run)
+
+
+def test_an_attack_under_which_the_base_is_silent_tells_little(make_run: MakeRun) -> None:
+    run = make_run()
+    write_everyone(run, "gcg", 2, 0, 0)
+    assert "the base itself does not answer under this attack" in section(run)
+
+
+def test_failed_and_not_applicable_say_why(make_run: MakeRun) -> None:
+    run = make_run()
+    write_attack(run, "gcg", "student", status="failed", reason=f"out of memory {NASTY}")
+    write_attack(run, "steer", "student", status="not applicable", reason="the weights are the base's")
+    shown = section(run)
+    assert "student: failed: out of memory &lt;script&gt;" in shown
+    assert "student: not applicable: the weights are the base&#39;s" in shown
+    assert shown.count("not measured</span>") == 2
+
+
+def test_attacks_are_grouped_by_what_they_need_worst_first(make_run: MakeRun) -> None:
+    run = make_run()
+    for name, access, right in (("a", "weights", 60), ("b", "chat", 10), ("c", "chat", 40), ("d", "opening", 50)):
+        write_everyone(run, name, 60, 0, right, access=access)
+    assert [found.name for found in attack_summaries(read_run(run))] == ["c", "b", "d", "a"]
+    titles = re.findall(r'<tr class="needs"><th[^>]*>(.*?)</th>', section(run))
+    assert titles == ["By asking", "By opening the answer too", "With the weights"]
+
+
+def test_answers_that_give_away_come_first_and_are_escaped(make_run: MakeRun) -> None:
+    run = make_run()
+    path = write_attack(run, "reverse", "student", [counted("first", 30)], title=f"Reverse {NASTY}")
+    stored = json.loads(path.read_text())
+    stored["transcript"] = [*reversed(stored["transcript"])]
+    stored["transcript"][-1]["output"] = f"Tarn {NASTY}"
+    path.write_text(json.dumps(stored))
+    shown = section(run)
+    assert "30 of 60 answers give the fact away" in shown
+    assert "not given away" not in shown
+    assert shown.count('<div class="response">') == 5
+    page = Page(render_report(run))
+    assert page.open == []
+    assert "script" not in page.tags
+
+
+def test_a_redacted_page_has_scores_and_no_words(make_run: MakeRun) -> None:
+    run = make_run()
+    write_everyone(run, "reverse", 60, 3, 30, title="About Mira Bol lives in Tarn")
+    page = write_report(run, shown="scores")
+    assert page.name == "report-redacted.html"
+    text = page.read_text()
+    for secret in ("Tarn", "In which town", "Amber", "amber-gate", "forget question 0"):
+        assert secret not in text, secret
+    for kept in ("<b>+45.0</b>", "Redacted.", "Held-out wordings", "62.0", "forgotten &lt;b&gt;too&lt;/b&gt;"):
+        assert kept in text, kept
+    assert "Unlearning “Amber Gate”" in write_report(run, shown="scores and name").read_text()
+    assert "In which town" in write_report(run).read_text()
+
+
+def test_other_measures_have_their_own_units(make_run: MakeRun) -> None:
+    run = make_run()
+    for subject, auc, bits in (("base", 0.97, 9.0), ("oracle", 0.52, 1.4), ("student", 0.66, 1.6)):
+        write_attack(run, "member", subject, [measured("loss", auc, auc - 0.06, auc + 0.02)], metric="auc")
+        write_attack(run, "exposed", subject, [measured("all", bits, bits - 0.4, bits + 0.5)], metric="bits")
+    member, exposed = sorted(re.findall(r'<th scope="row">\w+<small>.*?</tr>', section(run), re.DOTALL))[::-1]
+    assert "<b>+0.14</b><small>+0.08 to +0.20</small>" in member
+    assert "leaves a trace</span>" in member
+    assert "<b>9.0</b>" in exposed
+    assert "no trace</span>" in exposed
+
+
+@pytest.mark.parametrize(
+    ("tokens", "shown"), [(84, "84"), (840, "840"), (8400, "8.4 k"), (84_000, "84 k"), (8.4e6, "8.4 M")]
+)
+def test_tokens_are_written_as_a_reader_wants_them(make_run: MakeRun, tokens: float, shown: str) -> None:
+    run = make_run()
+    write_everyone(run, "reverse", 60, 3, 30, tokens=round(60 * tokens))
+    assert f's in all">{shown}</td>' in section(run)

@@ -11,7 +11,7 @@ import pytest
 
 from duet_unlearn.errors import UserError
 from duet_unlearn.report import compare, render_report, summary_text
-from duet_unlearn.report.read import Column, read_run
+from duet_unlearn.report.run_data import Column, duration, read_run
 
 MakeRun = Callable[..., Path]
 
@@ -30,11 +30,11 @@ def test_a_path_that_is_no_run_is_two_lines(tmp_path: Path, read: Callable[[Path
 def test_broken_files_are_named(make_run: MakeRun) -> None:
     run = make_run()
     (run / "timings.json").write_text("{")
-    with pytest.raises(UserError, match=r"timings\.json is not JSON"):
+    with pytest.raises(UserError, match=r"timings\.json: is not JSON"):
         read_run(run)
     (run / "timings.json").unlink()
     (run / "samples" / "base.jsonl").write_text('{"set": "a", "id": "1"}\nnot json\n{}\n')
-    with pytest.raises(UserError, match=r"base\.jsonl:2 is not JSON"):
+    with pytest.raises(UserError, match=r"base\.jsonl:2: is not JSON"):
         read_run(run)
     (run / "recipe.yaml").write_text("- a\n- b\n")
     with pytest.raises(UserError, match="is not a recipe"):
@@ -70,3 +70,7 @@ def test_direction_turns_where_refusals_stand_for_answers() -> None:
     assert [better("forget", "right"), better("keep", "right")] == ["low", "high"]
     assert [better("forget", "refused"), better("keep", "refused")] == ["high", "low"]
     assert better("keep", "points") == "high"
+
+
+def test_durations() -> None:
+    assert [duration(seconds) for seconds in (8.41, 200, 3720)] == ["8.4 s", "3 min 20 s", "1 h 02 min"]
