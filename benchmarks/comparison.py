@@ -18,7 +18,7 @@ from pages import between, marks
 
 from duet_unlearn.errors import UserError
 from duet_unlearn.report import figures
-from duet_unlearn.report.sweep_data import Sweep, parse_sweep, read_results
+from duet_unlearn.report.sweep_data import SweepData, parse_sweep, read_results
 from duet_unlearn.report.sweep_page import (
     SweepCell,
     SweepLine,
@@ -126,7 +126,7 @@ def write(found: Mapping[str, Any], root: Path) -> None:
         (page.parent / name).write_text(standalone(svg), encoding="utf-8")
 
 
-def pictures(sweep: Sweep) -> dict[str, str]:
+def pictures(sweep: SweepData) -> dict[str, str]:
     """File name -> figure."""
     found = dict(zip(KEEP, figures.forget_keep_charts(sweep), strict=False))
     robust_cost = figures.robust_cost_chart(sweep)
@@ -144,7 +144,7 @@ def standalone(svg: str) -> str:
     return opened.replace("</title>", f"</title>{ground}", 1) + "\n"
 
 
-def render(sweep: Sweep) -> str:
+def render(sweep: SweepData) -> str:
     """Everything between the markers."""
     drawn = pictures(sweep)
     tables = [main_table(sweep), robustness_table(sweep), cost_table(sweep), tuning_table(sweep), paper_table(sweep)]
@@ -202,7 +202,7 @@ def _list(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"- {name}: {text}" for name, text in rows) or "Nothing."
 
 
-def _environment(sweep: Sweep) -> str:
+def _environment(sweep: SweepData) -> str:
     found, packages = facts(sweep), sweep.facts.get("packages") or {}
     versions = ", ".join(f"{name} {version}" for name, version in packages.items())
     commits = ", ".join(f"`{commit[:10]}`" for commit in sweep.facts.get("commits") or ())

@@ -17,8 +17,8 @@ from duet_unlearn.report.sweep_data import (
     Difference,
     MethodRow,
     RunValue,
-    Sweep,
     SweepColumn,
+    SweepData,
     SweepRow,
     difference,
     is_stage,
@@ -61,9 +61,9 @@ class Expectation:
     """The numbers behind it, with how many runs they are from."""
 
 
-def expectations(sweep: Sweep) -> list[Expectation]:
+def expectations(sweep: SweepData) -> list[Expectation]:
     """All five, in the order in which they were written down."""
-    judged: Sequence[tuple[str, Callable[[Sweep], tuple[Decision, str]]]] = (
+    judged: Sequence[tuple[str, Callable[[SweepData], tuple[Decision, str]]]] = (
         ("Gradient ascent (GA) collapses what is to be kept.", _ga_collapses),
         ("At equal queries, refusal training forgets less than DUET in held-out wordings.", _refusal_forgets_less),
         (
@@ -80,7 +80,7 @@ def expectations(sweep: Sweep) -> list[Expectation]:
     return [Expectation(claim, *decide(sweep)) for claim, decide in judged]
 
 
-def _ga_collapses(sweep: Sweep) -> tuple[Decision, str]:
+def _ga_collapses(sweep: SweepData) -> tuple[Decision, str]:
     """Confirmed where GA keeps at most half of the base's retain. If the chosen setting has not forgotten (half of the
     base's held-out wordings or more are left), the trials that did forget decide, by the worst set that they kept."""
     row, base = sweep.method("ga"), sweep.baseline("base")
@@ -110,7 +110,7 @@ def _ga_trials(row: MethodRow, base: SweepRow) -> tuple[Decision, str]:
     return ("confirmed" if best <= HALF else "refuted"), f"{words}the base's on its worst set to keep (limit {HALF})."
 
 
-def _refusal_forgets_less(sweep: Sweep) -> tuple[Decision, str]:
+def _refusal_forgets_less(sweep: SweepData) -> tuple[Decision, str]:
     """Confirmed where more is left of held-out wordings after refusal training than after DUET; nothing is decided
     where the two were trained on other queries."""
     one, other = sweep.method("refusal"), sweep.method("duet")
@@ -124,7 +124,7 @@ def _refusal_forgets_less(sweep: Sweep) -> tuple[Decision, str]:
     return _judge(gap.mean, gap, strict=True), check
 
 
-def _ours_has_the_best_shift(sweep: Sweep) -> tuple[Decision, str]:
+def _ours_has_the_best_shift(sweep: SweepData) -> tuple[Decision, str]:
     """Confirmed where the better of the two beats the best of the others. DUET is the row of that name: its other
     distances, BiLD's for one, are others."""
     free = [row for row in sweep.methods if row.kind == "trained" and not row.sees_answers]
@@ -143,7 +143,7 @@ def _ours_has_the_best_shift(sweep: Sweep) -> tuple[Decision, str]:
     return _judge(gap.mean, gap), check
 
 
-def _bidirectional_cuts_prefill(sweep: Sweep) -> tuple[Decision, str]:
+def _bidirectional_cuts_prefill(sweep: SweepData) -> tuple[Decision, str]:
     """Confirmed where both hold; refuted where one fails."""
     one, other = sweep.method("duet"), sweep.method("bidirectional")
     cut, cost = _gap(one, other, "prefill"), _gap(one, other, "near")
@@ -160,7 +160,7 @@ def _bidirectional_cuts_prefill(sweep: Sweep) -> tuple[Decision, str]:
     return _all(decisions), check
 
 
-def _undo_relearns_slower(sweep: Sweep) -> tuple[Decision, str]:
+def _undo_relearns_slower(sweep: SweepData) -> tuple[Decision, str]:
     """Confirmed where relearning brings back at least ``MARKED`` less than of the first stage, of every UNDO with that
     much noise."""
     steps = (sweep.protocol.get("relearn") or {}).get("steps", "?")
@@ -232,7 +232,7 @@ def _gap_text(gap: Difference, *, scale: float = 100) -> str:
     return f"difference {scale * gap.mean:+.1f} points{error} ({over})"
 
 
-def paper_table(sweep: Sweep) -> SweepTable | None:
+def paper_table(sweep: SweepData) -> SweepTable | None:
     """Performance Shift and reverse prompts of the paper's Tables 1, 4 and 6 next to the sweep's; None where no row of
     a method is in both. Other models, data and units: the order alone can be compared."""
     shifts, reversed_ = _paper_numbers()
@@ -261,7 +261,7 @@ def paper_table(sweep: Sweep) -> SweepTable | None:
     return SweepTable("paper", "Next to the paper", note, columns, lines)
 
 
-def paper_order(sweep: Sweep) -> str:
+def paper_order(sweep: SweepData) -> str:
     """In how many pairs the Shift is in the paper's order, and which are in the other, beyond the standard error."""
     shifts, _ = _paper_numbers()
     found = {name: row for name, row in _paper_rows(sweep).items() if "shift" in row.values}
@@ -295,7 +295,7 @@ def _paper_numbers() -> tuple[Mapping[str, float], Mapping[str, Sequence[float]]
     return shifts, reversed_
 
 
-def _paper_rows(sweep: Sweep) -> dict[str, SweepRow]:
+def _paper_rows(sweep: SweepData) -> dict[str, SweepRow]:
     """The paper's name -> the sweep's row, of those that are in both."""
     found: dict[str, SweepRow] = {}
     for name in _paper_numbers()[0]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from made_up_sweep import MADE, Made, results
 
-from duet_unlearn.report.sweep_data import Sweep, parse_sweep
+from duet_unlearn.report.sweep_data import SweepData, parse_sweep
 from duet_unlearn.report.sweep_page import SweepLine, SweepTable
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -21,11 +21,11 @@ ROWS = {made.name: made for made in MADE}
 
 
 @pytest.fixture(scope="module")
-def made() -> Sweep:
+def made() -> SweepData:
     return parse_sweep(results())
 
 
-def sweep_of(*rows: Made, change: Callable[[dict[str, Any]], None] = lambda found: None) -> Sweep:
+def sweep_of(*rows: Made, change: Callable[[dict[str, Any]], None] = lambda found: None) -> SweepData:
     found = results(rows)
     change(found)
     return parse_sweep(found)
@@ -65,7 +65,7 @@ def decisions(*rows: Made, change: Callable[[dict[str, Any]], None] = lambda fou
     return [one.decision for one in expectations(sweep_of(*rows, change=change))]
 
 
-def test_expectations_of_the_made_up_sweep(made: Sweep) -> None:
+def test_expectations_of_the_made_up_sweep(made: SweepData) -> None:
     found = expectations(made)
     assert [one.decision for one in found] == ["confirmed"] * 5
     assert "retain: 5." in found[0].check.lower()

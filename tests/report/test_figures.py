@@ -16,7 +16,7 @@ from made_up_sweep import MADE, results
 from duet_unlearn.report import figures
 from duet_unlearn.report.figures import Dot, forget_keep_charts, front, place_labels, robust_cost_chart
 from duet_unlearn.report.run_data import read_run
-from duet_unlearn.report.sweep_data import Sweep, keeps, parse_sweep
+from duet_unlearn.report.sweep_data import SweepData, keeps, parse_sweep
 from duet_unlearn.report.verdict import attack_summaries
 from duet_unlearn.stats import NOTHING, Score
 
@@ -26,7 +26,7 @@ SCORES = {name: Score(share, 60, share - 0.05, share + 0.05) for name, share in 
 
 
 @pytest.fixture(scope="module")
-def made() -> Sweep:
+def made() -> SweepData:
     return parse_sweep(results())
 
 
@@ -46,7 +46,7 @@ def test_the_front_is_what_nothing_beats() -> None:
         assert found == unbeaten
 
 
-def test_what_keeps_little_is_faint_and_not_on_the_front(made: Sweep) -> None:
+def test_what_keeps_little_is_faint_and_not_on_the_front(made: SweepData) -> None:
     ga, duet = made.method("ga"), made.method("duet")
     assert ga
     assert duet
@@ -84,7 +84,7 @@ def test_labels_lie_on_no_label_and_no_mark(seed: int) -> None:
     assert places == place_labels(marks, sizes, room)
 
 
-def test_pictures_name_every_method_once(made: Sweep) -> None:
+def test_pictures_name_every_method_once(made: SweepData) -> None:
     overview, corner = forget_keep_charts(made)
     cost = robust_cost_chart(made)
     for name in {made.name for made in MADE} - {"ngdiff"}:

@@ -13,7 +13,7 @@ from made_up_sweep import MADE, Made, results
 from duet_unlearn.errors import UserError
 from duet_unlearn.report.sweep_data import (
     RunValue,
-    Sweep,
+    SweepData,
     SweepRow,
     best_of,
     difference,
@@ -26,11 +26,11 @@ ROWS = {made.name: made for made in MADE}
 
 
 @pytest.fixture(scope="module")
-def made() -> Sweep:
+def made() -> SweepData:
     return parse_sweep(results())
 
 
-def sweep_of(*rows: Made, change: Callable[[dict[str, Any]], None] = lambda found: None) -> Sweep:
+def sweep_of(*rows: Made, change: Callable[[dict[str, Any]], None] = lambda found: None) -> SweepData:
     found = results(rows)
     change(found)
     return parse_sweep(found)
@@ -79,7 +79,7 @@ def test_a_difference_is_taken_run_by_run() -> None:
     assert difference(one, points(("d", 0, 0.4))) is None
 
 
-def test_means_are_those_that_the_engine_gives(made: Sweep) -> None:
+def test_means_are_those_that_the_engine_gives(made: SweepData) -> None:
     """Written apart from each other: the engine's summary for a terminal, and the report's."""
     from duet_unlearn.sweep.results import summary
 

@@ -15,7 +15,7 @@ from test_run_page import Page
 from typer.testing import CliRunner
 
 from duet_unlearn.report import render_report, write_report
-from duet_unlearn.report.sweep_data import Sweep, parse_sweep, read_sweep
+from duet_unlearn.report.sweep_data import SweepData, parse_sweep, read_sweep
 from duet_unlearn.report.sweep_page import (
     MISSING,
     SweepLine,
@@ -46,17 +46,17 @@ TABLES = {"main": main_table, "robustness": robustness_table, "cost": cost_table
 
 
 @pytest.fixture(scope="module")
-def made() -> Sweep:
+def made() -> SweepData:
     return parse_sweep(results())
 
 
-def sweep_of(*rows: Made, change: Callable[[dict[str, Any]], None] = lambda found: None) -> Sweep:
+def sweep_of(*rows: Made, change: Callable[[dict[str, Any]], None] = lambda found: None) -> SweepData:
     found = results(rows)
     change(found)
     return parse_sweep(found)
 
 
-def table(sweep: Sweep, key: str) -> SweepTable:
+def table(sweep: SweepData, key: str) -> SweepTable:
     return TABLES[key](sweep)
 
 
@@ -68,7 +68,7 @@ def column(table: SweepTable, key: str) -> int:
     return [one.key for one in table.columns].index(key)
 
 
-def test_every_finished_method_has_a_line_and_the_rest_are_named(made: Sweep) -> None:
+def test_every_finished_method_has_a_line_and_the_rest_are_named(made: SweepData) -> None:
     for key in ("main", "robustness", "cost"):
         names = [one.name for one in table(made, key).lines if one.kind != "baseline"]
         assert sorted(names) == sorted(set(ROWS) - {"ngdiff"})
@@ -78,7 +78,7 @@ def test_every_finished_method_has_a_line_and_the_rest_are_named(made: Sweep) ->
     assert line(table(made, "main"), "wga").failed == 1
 
 
-def test_tables_are_sorted_by_what_they_say(made: Sweep) -> None:
+def test_tables_are_sorted_by_what_they_say(made: SweepData) -> None:
     shifts = [row.mean("shift").value for row in made.ranked("shift", "high")]
     trained, others = shifts[:-3], shifts[-3:]  # prefix, guard and eco change no weights
     assert trained == sorted(trained, reverse=True)
@@ -89,7 +89,7 @@ def test_tables_are_sorted_by_what_they_say(made: Sweep) -> None:
     assert "Sorted by Performance Shift" in main.note
 
 
-def test_a_column_marks_its_best_and_no_failed_method(made: Sweep) -> None:
+def test_a_column_marks_its_best_and_no_failed_method(made: SweepData) -> None:
     main = table(made, "main")
     at = column(main, "forget_held_out")
     values = {one.name: made.method(one.name).mean("forget_held_out").value for one in main.lines[3:]}  # type: ignore[union-attr]
@@ -124,7 +124,7 @@ def test_a_mean_over_fewer_runs_is_marked() -> None:
     assert not cells[column(main, "far")].partial
 
 
-def test_methods_without_weights_are_judged_by_prompts_and_say_so(made: Sweep) -> None:
+def test_methods_without_weights_are_judged_by_prompts_and_say_so(made: SweepData) -> None:
     robust = table(made, "robustness")
     cells = line(robust, "guard").cells
     assert cells[column(robust, "relearned")].text == MISSING
@@ -149,7 +149,7 @@ def test_needs_hold_those_of_the_stages_before_and_of_the_retain_term(tmp_path: 
     assert (cells["answers"].text, cells["retain"].text, cells["made"].text) == ("yes", "", "base's outputs")
 
 
-def test_tuning_shows_what_was_tried_and_what_was_chosen(made: Sweep) -> None:
+def test_tuning_shows_what_was_tried_and_what_was_chosen(made: SweepData) -> None:
     tuning = table(made, "tuning")
     cells = [cell.text for cell in line(tuning, "simnpo").cells]
     assert cells[:2] == ["train.rate 0.001, 0.003, 0.009; train.epochs 5, 10", "train.rate 0.003; train.epochs 5"]
@@ -158,7 +158,7 @@ def test_tuning_shows_what_was_tried_and_what_was_chosen(made: Sweep) -> None:
     assert [cell.text for cell in line(tuning, "ngdiff").cells[1:5]] == [MISSING] * 4
 
 
-def test_headline_names_the_best_and_the_hardest(made: Sweep) -> None:
+def test_headline_names_the_best_and_the_hardest(made: SweepData) -> None:
     first, second = headline(made)
     best = max((r for r in made.methods if r.kind == "trained"), key=lambda r: r.mean("shift").value)
     assert f"{best.name} +{best.mean('shift').value:.1f}" in first

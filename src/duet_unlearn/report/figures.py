@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from duet_unlearn.report.sweep_data import KEEPS, MeanOverRuns, MethodRow, Sweep, keeps, worst_attack
+from duet_unlearn.report.sweep_data import KEEPS, MeanOverRuns, MethodRow, SweepData, keeps, worst_attack
 from duet_unlearn.report.verdict import AttackSummary
 from duet_unlearn.stats import Score
 
@@ -230,7 +230,7 @@ def attack_chart(attacks: Sequence[AttackSummary]) -> str:
         return _svg(axes, "attacks", about, titles)
 
 
-def forget_keep_charts(sweep: Sweep) -> list[str]:
+def forget_keep_charts(sweep: SweepData) -> list[str]:
     """Right of what is to be forgotten (x, low is better) and the worst of what is to be kept (y, high is better): an
     overview, and the corner where half of the methods lie, enlarged; or the first alone, if there is none."""
     dots = []
@@ -258,7 +258,7 @@ def forget_keep_charts(sweep: Sweep) -> list[str]:
     ]
 
 
-def robust_cost_chart(sweep: Sweep) -> str:
+def robust_cost_chart(sweep: SweepData) -> str:
     """Seconds that make the model (x, logarithmic) and what the worst attack gets above the oracle (y, low is better);
     empty without a method that has both.
 

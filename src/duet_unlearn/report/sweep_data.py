@@ -156,7 +156,7 @@ class MethodRow(SweepRow):
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepData:
     name: str
     complete: bool
     facts: Mapping[str, Any]
@@ -200,7 +200,7 @@ def is_sweep(path: Path) -> bool:
     return (path / FILE).is_file() and not (path / "recipe.yaml").exists()
 
 
-def read_sweep(path: Path) -> Sweep:
+def read_sweep(path: Path) -> SweepData:
     """The results of a sweep folder; of a method's run folders, the recipe's method section.
 
     Raises:
@@ -238,7 +238,7 @@ def read_results(path: Path) -> dict[str, Any]:
     return {**found, "methods": methods}
 
 
-def parse_sweep(found: Mapping[str, Any]) -> Sweep:
+def parse_sweep(found: Mapping[str, Any]) -> SweepData:
     """What ``results.json`` holds, with derived numbers of every run besides the measured ones."""
     order = {group: place for place, group in enumerate(GROUPS)}
     sets = [
@@ -270,7 +270,7 @@ def parse_sweep(found: Mapping[str, Any]) -> Sweep:
         return replace(row, values=_derive(row.values, sets, oracle, asked))
 
     keys = ("date", "commits", "packages", "python", "platform", "device", "threads", "model", "seconds")
-    return Sweep(
+    return SweepData(
         name=found["name"],
         complete=found["finished"],
         facts={key: found[key] for key in keys if found.get(key) is not None},
@@ -331,7 +331,7 @@ def best_of(rows: Sequence[SweepRow], key: str, better: Better) -> set[str]:
     return found if len(found) < len(whole) or len(whole) == 1 else set()
 
 
-def worst_attack(sweep: Sweep, row: SweepRow) -> str | None:
+def worst_attack(sweep: SweepData, row: SweepRow) -> str | None:
     """The name of what brings most back, above the oracle, on average."""
     keys = [one.key for one in sweep.group(*ATTACK_GROUPS) if one.better == "low"] + ["relearned"]
     oracle = sweep.baseline("oracle")
@@ -343,7 +343,7 @@ def worst_attack(sweep: Sweep, row: SweepRow) -> str | None:
     return SHORT_TITLES.get(best := max(found, key=found.__getitem__), best) if found else None
 
 
-def keeps(sweep: Sweep, row: SweepRow) -> bool:
+def keeps(sweep: SweepData, row: SweepRow) -> bool:
     """Whether nothing that is to be kept has fallen by more than ``KEEPS`` below the base's lowest."""
     base = sweep.baseline("base")
     known = base.mean("kept").value if base else 1.0

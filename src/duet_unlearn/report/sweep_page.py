@@ -19,8 +19,8 @@ from duet_unlearn.report.sweep_data import (
     KEPT_GROUPS,
     MeanOverRuns,
     MethodRow,
-    Sweep,
     SweepColumn,
+    SweepData,
     SweepRow,
     best_of,
     keeps,
@@ -116,7 +116,7 @@ def sweep_context(path: Path) -> dict[str, Any]:
     }
 
 
-def main_table(sweep: Sweep) -> SweepTable:
+def main_table(sweep: SweepData) -> SweepTable:
     """Forgetting and keeping."""
     columns = [*sweep.group("forget"), *sweep.group(*KEPT_GROUPS)]
     columns.append(SweepColumn("shift", "Shift", "high", "points", "Performance Shift against the base, in points"))
@@ -125,7 +125,7 @@ def main_table(sweep: Sweep) -> SweepTable:
     return SweepTable("main", "Forgetting and keeping", f"{note} {TIE_RULE}", columns, lines)
 
 
-def robustness_table(sweep: Sweep) -> SweepTable:
+def robustness_table(sweep: SweepData) -> SweepTable:
     """What brings it back, next to what was plainly forgotten."""
     columns = [one for one in sweep.group(*ATTACK_GROUPS, "deployer") if one.better == "low"]
     if any(one.key == "forget_held_out" for one in sweep.sets):
@@ -157,7 +157,7 @@ def robustness_table(sweep: Sweep) -> SweepTable:
     return SweepTable("robustness", "What brings it back", note, columns, [*baselines, *lines])
 
 
-def cost_table(sweep: Sweep) -> SweepTable:
+def cost_table(sweep: SweepData) -> SweepTable:
     """What a method has to be given, and what it takes to run."""
     costs = [
         SweepColumn("tokens", "training tokens", "low", "count", "tokens trained on, in all"),
@@ -182,7 +182,7 @@ def cost_table(sweep: Sweep) -> SweepTable:
     return SweepTable("cost", "What it needs and costs", note, [*heads, *costs], lines)
 
 
-def tuning_table(sweep: Sweep) -> SweepTable:
+def tuning_table(sweep: SweepData) -> SweepTable:
     """What was tried, and what was chosen."""
 
     def shown(value: Any) -> str:
@@ -221,7 +221,7 @@ def tuning_table(sweep: Sweep) -> SweepTable:
     return SweepTable("tuning", "What was tuned", note, columns, lines)
 
 
-def headline(sweep: Sweep) -> list[str]:
+def headline(sweep: SweepData) -> list[str]:
     """A few sentences on the methods that change weights, by rule: the best Shift, the best without forgotten answers,
     and who is hardest to bring back while keeping the rest."""
 
@@ -248,7 +248,7 @@ def headline(sweep: Sweep) -> list[str]:
     return sentences
 
 
-def failures(sweep: Sweep) -> list[tuple[str, str]]:
+def failures(sweep: SweepData) -> list[tuple[str, str]]:
     """(method, what failed) of every test run and trial that failed; trials of one reason are one line."""
     found = [(row.name, what) for row in sweep.methods for what in row.failures]
     for row in sweep.methods:
@@ -261,12 +261,12 @@ def failures(sweep: Sweep) -> list[tuple[str, str]]:
     return found
 
 
-def not_relearned(sweep: Sweep) -> list[tuple[str, str]]:
+def not_relearned(sweep: SweepData) -> list[tuple[str, str]]:
     """(method, why) of what cannot be relearned."""
     return [(row.name, row.not_relearned) for row in sweep.methods if row.not_relearned]
 
 
-def progress(sweep: Sweep) -> str:
+def progress(sweep: SweepData) -> str:
     """How many runs there were, and whether any are to come."""
     parts = [f"{len(sweep.methods)} methods"]
     for kind, noun in (("tune", "tuning runs"), ("test", "test runs")):
@@ -278,7 +278,7 @@ def progress(sweep: Sweep) -> str:
     return ", ".join(parts) + ("" if sweep.complete else "; not finished: what follows is of the runs done so far")
 
 
-def protocol(sweep: Sweep) -> list[tuple[str, str]]:
+def protocol(sweep: SweepData) -> list[tuple[str, str]]:
     """What decided the comparison, as terms and their values."""
     settings = sweep.protocol
     tune, test, relearn = settings["tune"], settings["test"], settings.get("relearn")
@@ -291,7 +291,7 @@ def protocol(sweep: Sweep) -> list[tuple[str, str]]:
     ]
 
 
-def facts(sweep: Sweep) -> dict[str, str]:
+def facts(sweep: SweepData) -> dict[str, str]:
     """Machine and versions."""
     found = {key: sweep.facts[key] for key in FACTS if sweep.facts.get(key) is not None}
     return {key: ", ".join(value) if isinstance(value, list) else str(value) for key, value in found.items()}
