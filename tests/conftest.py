@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import shutil
 import subprocess
@@ -13,13 +12,6 @@ import pytest
 from workplace import Done, Workplace, write_model, write_workplace
 
 from duet_unlearn.cli import main
-from duet_unlearn.report import run_page as page
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once() -> None:
-    """The report's template is compiled once, not for each of some hundred runs."""
-    page.template = functools.cache(page.template)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -33,6 +33,7 @@ from duet_unlearn.report.run_data import (
     redactor_of,
 )
 from duet_unlearn.report.verdict import (
+    OUTCOME_WORDS,
     RECOVERY_RULE,
     AttackSummary,
     Outcome,

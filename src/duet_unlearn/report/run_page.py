@@ -199,6 +199,7 @@ def render_run(run: RunData) -> str:
     return _template("report.html.j2").render(context) + "\n"
 
 
+@cache
 def _template(name: str) -> jinja2.Template:
     """A page's template; every value is escaped, and one that is not there is an error."""
     import jinja2
