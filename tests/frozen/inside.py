@@ -15,23 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from duet_unlearn import recovery
 from duet_unlearn.attacks.hidden import ridge
 from duet_unlearn.attacks.suite import known_attacks, load_suite
-from duet_unlearn.config import Recipe
 from duet_unlearn.evals.detector import fit
-from duet_unlearn.events import ignore
-from duet_unlearn.job import hashed, load_job
 from duet_unlearn.layers import PACKAGED, recipe_names
-from duet_unlearn.methods import METHODS, Learner
 from duet_unlearn.recipe import default_recipe, dump_recipe, load_recipe, recipe_hash
-from duet_unlearn.runs import Run
 from duet_unlearn.student import load_student
 from duet_unlearn.teacher.beams import beam_search
 from duet_unlearn.teacher.decode import end_ids, greedy, pad_id
 from duet_unlearn.train.model import load_model
 from duet_unlearn.work import _targets
+
+from duet_unlearn import recovery
+from duet_unlearn.config import Recipe
+from duet_unlearn.events import ignore
+from duet_unlearn.job import hashed, load_job
+from duet_unlearn.methods import METHODS, Learner
+from duet_unlearn.runs import Run
 
 OUTPUTS = {
     "compare": ("compare", "lora", "undo", "uld", "guard", "--json"),
