@@ -136,7 +136,7 @@ def test_the_loss_is_that_of_transformers() -> None:
 @torch.no_grad()
 def test_vectors_that_are_tokens_say_what_the_tokens_say(make) -> None:
     model, tokens = make(), [40, 41, 42]
-    settings = {"ends": frozenset({1}), "padding_id": 0, "max_new_tokens": 5, "batch_size": 3}
+    settings = {"eos_ids": frozenset({1}), "padding_id": 0, "max_new_tokens": 5, "batch_size": 3}
     expected = greedy(model, [[*row[:3], *tokens, *row[3:]] for row in ROWS], **settings)
     rows = [[*row[:3], *vector_ids(model, 3), *row[3:]] for row in ROWS]
     with vectors(model, embedded(model, tokens)):
