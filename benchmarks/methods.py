@@ -4,7 +4,7 @@ python benchmarks/methods.py             about 20 minutes on one core
 python benchmarks/methods.py --tiny      seconds, for the tests
 python benchmarks/methods.py --render    the table of docs/methods.md again, from results/methods-cpu.json
 
-Every method trains on the same queries through the product's own path (`pipeline.train_student`), each in its own process:
+Every method trains on the same queries by the product's own path (`pipeline.train_student`), each in its own process:
 targets, then one epoch, with the defaults of its dataclass. Seconds are processor seconds of one thread, so that other
 work on the machine counts little; the first step, which warms up, is left out. Beside each stands the ratio of the
 operations that `duet plan` counts for a step: a method whose time is not explained by it does something needless.
