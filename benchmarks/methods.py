@@ -4,7 +4,7 @@ python benchmarks/methods.py             about 20 minutes on one core
 python benchmarks/methods.py --tiny      seconds, for the tests
 python benchmarks/methods.py --render    the table of docs/methods.md again, from results/methods-cpu.json
 
-Every method trains on the same queries through the product's own path (`work.train_student`), in a process of its own:
+Every method trains on the same queries by the product's own path (`pipeline.train_student`), each in its own process:
 targets, then one epoch, with the defaults of its dataclass. Seconds are processor seconds of one thread, so that other
 work on the machine counts little; the first step, which warms up, is left out. Beside each stands the ratio of the
 operations that `duet plan` counts for a step: a method whose time is not explained by it does something needless.
@@ -72,13 +72,12 @@ def every() -> list[str]:
 
 def variants() -> dict[str, dict[str, Any]]:
     """Name -> the recipe's method section."""
-    from typing import get_args
 
-    from duet_unlearn.methods.base import Method
+    from duet_unlearn.config.recipe import METHODS
     from duet_unlearn.methods.reinforced import TaskVector
 
     # A task vector trains nothing but its reinforced model, which `whp` trains too.
-    plain = {kind().name: {"name": kind().name} for kind in get_args(Method) if kind is not TaskVector}
+    plain = {kind().name: {"name": kind().name} for kind in METHODS if kind.changes_weights and kind is not TaskVector}
     more = {
         "ga + ce (GradDiff)": {"name": "ga", "retain": "ce"},
         "ga + kl": {"name": "ga", "retain": "kl"},
