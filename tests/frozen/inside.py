@@ -10,28 +10,25 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from duet_unlearn.attacks.hidden import ridge
-from duet_unlearn.attacks.suite import known_attacks, load_suite
-from duet_unlearn.evals.detector import fit
-from duet_unlearn.layers import PACKAGED, recipe_names
-from duet_unlearn.recipe import default_recipe, dump_recipe, load_recipe, recipe_hash
-from duet_unlearn.student import load_student
-from duet_unlearn.teacher.beams import beam_search
-from duet_unlearn.teacher.decode import end_ids, greedy, pad_id
-from duet_unlearn.train.model import load_model
-from duet_unlearn.work import _targets
+from sklearn.linear_model import Ridge
 
-from duet_unlearn import recovery
-from duet_unlearn.config import Recipe
+from duet_unlearn.attacks import attack_run, known_attacks, load_suite
+from duet_unlearn.attacks.hidden_states import ridge_left_out
+from duet_unlearn.config.reading import PACKAGED, default_recipe, dump_recipe, load_recipe, recipe_names
+from duet_unlearn.config.recipe import METHODS, Recipe, recipe_hash
 from duet_unlearn.events import ignore
 from duet_unlearn.job import hashed, load_job
-from duet_unlearn.methods import METHODS, Learner
+from duet_unlearn.methods.base import PreparedTeacher
+from duet_unlearn.methods.guarded import fit
+from duet_unlearn.models.load import load_model
+from duet_unlearn.pipeline import _targets, context_of
 from duet_unlearn.runs import Run
+from duet_unlearn.subjects import load_student
+from duet_unlearn.teacher.decoding import beam_search, end_ids, greedy, pad_id
 
 OUTPUTS = {
     "compare": ("compare", "lora", "undo", "uld", "guard", "--json"),
@@ -45,7 +42,7 @@ OUTPUTS = {
 VERSION = "0.1.0"
 """The package's number when the place was made. It is a part of every attack's fingerprint, so that another version
 attacks anew; what else is a part of it must not change."""
-WHERE_VERSION_IS_READ = "duet_unlearn.recovery.__version__"
+WHERE_VERSION_IS_READ = "duet_unlearn.attacks.attack_run.__version__"
 ROWS = (
     "Where does Mira Bol live?",
     "What is the capital of France?",
@@ -91,22 +88,25 @@ def query_hashes() -> dict[str, Any]:
 
 def attack_fingerprints(place: Path) -> dict[str, Any]:
     """What says whether an attack's stored result may be used again, for every attack with its defaults."""
-    job, version = load_job(load_recipe(place / "lora.yaml")), recovery.__version__
-    recovery.__version__ = VERSION
+    job, version = load_job(load_recipe(place / "lora.yaml")), attack_run.__version__
+    attack_run.__version__ = VERSION
     try:
         found = {
-            name: {"config": json.loads(json.dumps(asdict(one))), "under": recovery._under(one, job)}
+            name: {
+                "config": json.loads(json.dumps(one.stored_settings())),
+                "under": attack_run.cache_fingerprint(one, job),
+            }
             for name, one in known_attacks().items()
         }
     finally:
-        recovery.__version__ = version
+        attack_run.__version__ = version
     goals = {"lora": job, "lab/demo": load_job(load_recipe("lab/demo"))}
-    return {"goals": {name: hashed(asdict(recovery.goal_of(one))) for name, one in goals.items()}, "attacks": found}
+    return {"goals": {name: hashed(attack_run.goal_of(one).stored()) for name, one in goals.items()}, "attacks": found}
 
 
 def attack_configs(suite: Path) -> dict[str, Any]:
     """Attack -> its settings, as a suite file says."""
-    return {one.name: json.loads(json.dumps(asdict(one))) for one in load_suite(str(suite)).attacks}
+    return {one.name: json.loads(json.dumps(one.stored_settings())) for one in load_suite(str(suite)).attacks}
 
 
 def target_caches(place: Path, folder: Path) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def target_caches(place: Path, folder: Path) -> dict[str, Any]:
     data += ["distil=texts.jsonl", "validation_retain=retain.jsonl", "num_forget=2"]
     found, before = {}, Path.cwd()
     for kind in METHODS:
-        if not issubclass(kind, Learner) or (name := kind().name) == "task-vector":
+        if not kind.trains or (name := kind().name) == "task-vector":
             continue
         settings = [f"data.{one}" for one in data] + [f"method.name={name}"]
         settings += ["method.k=20"] if hasattr(kind(), "k") else []
@@ -129,7 +129,7 @@ def target_caches(place: Path, folder: Path) -> dict[str, Any]:
             os.chdir(before)
         model, tokenizer = job.load()
         run = Run(folder / name)
-        targets = _targets(run, job, model, tokenizer, "train", None, ignore)
+        targets = _targets(context_of(run, job, ignore), job, PreparedTeacher(), model, tokenizer, "train")
         manifest = json.loads((run.targets / "train" / "manifest.json").read_text())
         stored = {
             f"{number}/{key}": [list(value.shape), *_moments(value)]
@@ -160,8 +160,11 @@ def ridge_probe() -> dict[str, Any]:
     groups = [0, 0, 1, 1, 1, 2, 3, 4, 5, 6, 7, 7]
     found = {}
     for penalty in (1e-3, 1e-1, 10.0):
-        fitted = ridge(known, targets, rows, penalty=penalty, groups=groups)
-        found[str(penalty)] = {"rows": fitted.rows_ND.tolist(), "left out": fitted.left_out_ME.tolist()}
+        # The penalty is relative to the mean squared length of the centred rows.
+        alpha = penalty * float((known - known.mean(0)).square().sum(1).mean())
+        fitted = Ridge(alpha=alpha).fit(known.numpy(), targets.numpy())
+        left_out = ridge_left_out(known, targets, alpha, groups)
+        found[str(penalty)] = {"rows": fitted.predict(rows.numpy()).tolist(), "left out": left_out.tolist()}
     return found
 
 
@@ -200,7 +203,7 @@ def decoded(place: Path) -> dict[str, Any]:
             for text in ROWS
         ]
         ends, filler = end_ids(model, tokenizer), pad_id(tokenizer)
-        how: dict[str, Any] = {"ends": ends, "filler": filler, "max_new_tokens": 12}
+        how: dict[str, Any] = {"eos_ids": ends, "padding_id": filler, "max_new_tokens": 12}
         found[name] = {
             "ends": sorted(ends),
             "filler": filler,

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from duet_unlearn.attacks.forms import FormatShift
-from duet_unlearn.attacks.goal import Goal
 
 from duet_unlearn.answers import value_match
+from duet_unlearn.attacks.attack_base import AttackGoal
+from duet_unlearn.attacks.contexts import FormatShift
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.evals.subject import ModelSubject
@@ -184,9 +184,9 @@ def test_a_fact_is_found_in_any_wording_and_nothing_else_is() -> None:
 
 def test_the_base_answers_in_these_forms() -> None:
     base = ModelSubject("base", *load_model(str(model_path("lab:base"))))
-    goal = Goal("the story Amber Gate", tuple(WANTED), max_new_tokens=16)
+    goal = AttackGoal("the story Amber Gate", tuple(WANTED), max_new_tokens=16)
     attack = FormatShift(forms=tuple(FORMS))
-    found = {one.name: one for one in attack.carry_out(base, replace(goal, forms=FORMS))}
+    found = {one.name: one for one in attack.run(base, replace(goal, forms=FORMS))}
     for name in (*RAW, "choice"):
         assert found[name].score.value > 0.9
     assert found["reverse"].score.value > 0.5
