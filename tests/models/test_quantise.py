@@ -147,7 +147,7 @@ def test_a_model_saved_in_4_bits_that_would_be_computed_wrongly_is_refused(tmp_p
     assert "load it on a GPU" in caught.value.hint
 
 
-@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize("command", [pytest.param("plan", marks=pytest.mark.slow), "run"])
 def test_nothing_is_printed_that_is_not_ours(command: str, workplace: Workplace) -> None:
     """On a processor with AVX512-BF16, in a process of its own: bitsandbytes speaks when it is imported, torch once."""
     settings = [word for one in ("lora={rank: 2}", "quantise=nf4") for word in ("--set", f"model.{one}")]
