@@ -24,7 +24,7 @@ test-slow: $(VENV)/.stamp-test ## what takes long and rarely breaks (minutes mor
 
 # One machine computes as others do: golden curves on other vector units, 4-bit weights where bitsandbytes takes the
 # processor for one with and without AVX512-BF16 (it asks the processor itself; tests/processor answers in its place).
-QUANTISED := tests/models/test_quantise.py tests/models/test_quantised.py tests/attacks/test_weights.py tests/attacks/test_copies.py
+QUANTISED := tests/models/test_quantise.py tests/models/test_quantised.py tests/attacks/test_weights.py
 test-processors: $(VENV)/.stamp-test ## what depends on the processor, as other processors compute it
 	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(PYTEST) tests/methods/test_golden.py
 	ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 $(PYTEST) tests/methods/test_golden.py

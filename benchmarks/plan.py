@@ -245,7 +245,7 @@ def measure(case: Case, folder: Path) -> Result:
         model,
         tokenizer,
         asked(setting(case, len(tokenizer))),
-        keep=recipe.method.target_spec,
+        spec=recipe.method.target_spec,
         weights="random",
         directory=folder / "targets",
     )

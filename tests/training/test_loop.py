@@ -167,9 +167,9 @@ from fitting import UNEVEN, fit, numbers, weights
 from accelerate import PartialState
 seen = []
 def loss(step):
-    from duet_unlearn.methods import Sft
+    from duet_unlearn.training.step import fine_tuning_loss
     seen.extend(example.key for example in step.batch.examples)
-    return Sft().loss(step)
+    return fine_tuning_loss(step)
 torch.set_num_threads(1)
 model = tiny.llama().double()
 logs = fit(model, source=lambda step: UNEVEN[: 4 - step] if step < 3 else UNEVEN[:1], num_steps=4, loss=loss)
