@@ -241,7 +241,9 @@ def test_adapters_are_merged_into_a_copy_whose_tokens_are_counted() -> None:
     assert not has_adapter(opened.model)
     rows = torch.tensor([[2, 3, 4]])
     with torch.no_grad():
-        torch.testing.assert_close(opened.model(input_ids=rows).logits, subject.model(input_ids=rows).logits)
+        merged, apart = (one.model(input_ids=rows).logits for one in (opened, subject))
+    # An adapter that is added first rounds otherwise than one computed apart, on each processor in its own way.
+    torch.testing.assert_close(merged, apart, rtol=1e-5, atol=1e-4)
     result = run_attack(subject, replace(QUICK, steps=2, points=1), GOAL)
     assert result.status == "done"
     assert result.cost.tokens > 0

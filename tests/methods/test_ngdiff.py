@@ -91,7 +91,8 @@ def test_the_loss_that_is_told_is_graddiffs() -> None:
     model = tiny.llama().double()
     expected = mean_loss(model, [ROWS[1], ROWS[3]]) - mean_loss(model, [ROWS[0], ROWS[2], ROWS[4]])
     (log,) = fit(model)
-    assert log.loss == pytest.approx(expected.item(), rel=1e-6)
+    # A difference of two float32 means: each is off by some 2^-24 of itself, more of what is left between them.
+    assert log.loss == pytest.approx(expected.item(), rel=1e-5)
     assert log.tokens == sum(len(row.ids) for row in ROWS)
 
 
