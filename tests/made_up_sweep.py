@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from duet_unlearn.report.sweep_data import SweepData, parse_sweep
 
 TARGETS, SEEDS = ("amber-gate", "silver-mill", "hollow-clock"), (0, 1, 2)
 SETS = {
@@ -272,3 +275,14 @@ def write(folder: Path, found: dict[str, Any] | None = None) -> Path:
     text = json.dumps(found or results(), allow_nan=False)
     (folder / "results.json").write_text(text)
     return folder
+
+
+ROWS = {made.name: made for made in MADE}
+"""Name -> the row of that name."""
+
+
+def sweep_of(*rows: Made, change: Callable[[dict[str, Any]], None] = lambda found: None) -> SweepData:
+    """Some rows of it as the report reads them, after a change of what is stored."""
+    found = results(rows)
+    change(found)
+    return parse_sweep(found)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_sweep import MADE, Made, results
+from made_up_sweep import MADE, ROWS, Made, results, sweep_of
 
 from duet_unlearn.report.sweep_data import SweepData, parse_sweep
 from duet_unlearn.report.sweep_page import SweepLine, SweepTable
@@ -17,18 +17,10 @@ from duet_unlearn.report.sweep_page import SweepLine, SweepTable
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from expectations import Decision, expectations, paper_order, paper_table
 
-ROWS = {made.name: made for made in MADE}
-
 
 @pytest.fixture(scope="module")
 def made() -> SweepData:
     return parse_sweep(results())
-
-
-def sweep_of(*rows: Made, change: Callable[[dict[str, Any]], None] = lambda found: None) -> SweepData:
-    found = results(rows)
-    change(found)
-    return parse_sweep(found)
 
 
 def line(table: SweepTable, name: str) -> SweepLine:

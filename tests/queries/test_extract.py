@@ -19,7 +19,7 @@ from duet_unlearn.lab.language import QUESTIONS, question, statement
 from duet_unlearn.lab.questions import split_facts
 from duet_unlearn.queries import Coverage, ExtractConfig, extract_queries
 from duet_unlearn.queries.extract import general_questions
-from duet_unlearn.queries.questions import alike, says_any
+from duet_unlearn.queries.selection import alike, says_any
 
 PEOPLE = ("Mira Bol", "Oda Fenn", "Ulm Gorse", "Dava Holt")
 CORPUS = "\n\n".join(f"{name} lives in Tarn. {name} keeps an owl, a cat and a mouse." for name in PEOPLE)

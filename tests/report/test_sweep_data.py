@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_sweep import MADE, Made, results
+from made_up_sweep import ROWS, results, sweep_of
 
 from duet_unlearn.errors import UserError
 from duet_unlearn.report.sweep_data import (
@@ -22,18 +21,10 @@ from duet_unlearn.report.sweep_data import (
     read_sweep,
 )
 
-ROWS = {made.name: made for made in MADE}
-
 
 @pytest.fixture(scope="module")
 def made() -> SweepData:
     return parse_sweep(results())
-
-
-def sweep_of(*rows: Made, change: Callable[[dict[str, Any]], None] = lambda found: None) -> SweepData:
-    found = results(rows)
-    change(found)
-    return parse_sweep(found)
 
 
 def points(*values: tuple[str, int, float]) -> list[RunValue]:

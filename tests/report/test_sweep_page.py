@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from made_up_sweep import MADE, Made, results, write
+from made_up_sweep import ROWS, results, sweep_of, write
 from test_run_page import Page
 from typer.testing import CliRunner
 
@@ -39,7 +39,6 @@ SECTIONS = [
     "failed",
     "protocol",
 ]
-ROWS = {made.name: made for made in MADE}
 FEW = tuple(ROWS[name] for name in ("duet", "npo", "wga", "simnpo", "guard", "ngdiff"))
 """Enough for a page with everything on it."""
 TABLES = {"main": main_table, "robustness": robustness_table, "cost": cost_table, "tuning": tuning_table}
@@ -48,12 +47,6 @@ TABLES = {"main": main_table, "robustness": robustness_table, "cost": cost_table
 @pytest.fixture(scope="module")
 def made() -> SweepData:
     return parse_sweep(results())
-
-
-def sweep_of(*rows: Made, change: Callable[[dict[str, Any]], None] = lambda found: None) -> SweepData:
-    found = results(rows)
-    change(found)
-    return parse_sweep(found)
 
 
 def table(sweep: SweepData, key: str) -> SweepTable:

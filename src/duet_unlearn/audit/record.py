@@ -32,6 +32,7 @@ from duet_unlearn.report.run_data import (
     redacted,
     redactor_of,
 )
+from duet_unlearn.report.run_page import page_template
 from duet_unlearn.report.verdict import (
     OUTCOME_WORDS,
     RECOVERY_RULE,
@@ -393,18 +394,10 @@ def _with_size(one: Mapping[str, Any]) -> str:
 
 def audit_page(record: Mapping[str, Any]) -> str:
     """The page of a record: loads nothing, runs nothing, prints on A4."""
-    import jinja2
     import yaml
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     settings = yaml.safe_dump(dict(record["done"]["settings"]), sort_keys=False, allow_unicode=True, width=90)
-    template = environment.get_template("audit.html.j2")
+    template = page_template(Path(__file__).with_name("audit.html.j2"))
     # A model can emit half a surrogate pair, which UTF-8 cannot hold.
     text = template.render(record=record, settings=settings, value=value_text, interval=interval_text)
     return text.encode("utf-8", "replace").decode("utf-8") + "\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from duet_unlearn.report.run_data import Column, RunData, cell_text, method_name, metric_words, what_was_forgotten
+from duet_unlearn.report.run_page import page_template
 from duet_unlearn.report.verdict import verdict
 
 if TYPE_CHECKING:
@@ -57,21 +58,14 @@ class CardFacts:
 
 def card_text(run: RunData, facts: CardFacts) -> str:
     """The text of ``README.md``. Of the questions and answers nothing is in it: it would tell what was forgotten."""
-    import jinja2
     import yaml
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     # Folders of this machine and the deployer's own turns are nobody else's business.
     recipe = _without_folders({key: value for key, value in run.recipe.items() if key != "out"})
     if turns := run.recipe["data"].get("context"):
         recipe["data"]["context"] = f"{len(turns)} turns, not shown"
     found = verdict(run)
-    body = environment.get_template("card.md.j2").render(
+    body = page_template(Path(__file__).with_name("card.md.j2")).render(
         facts=facts,
         run=run,
         concept=what_was_forgotten(run),

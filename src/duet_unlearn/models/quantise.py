@@ -67,8 +67,9 @@ def is_linear(layer: nn.Module) -> bool:
 def fits_blocks(layer: nn.Module) -> bool:
     """Whether every row of a layer's matrix is made of whole blocks.
 
-    Where it is not, and the number of inputs is even, bitsandbytes 0.50.2 dequantises wrongly on a CPU: it takes the
-    scales as if every row began a new block. What comes out is off by 16 to 37 % of the weights' norm instead of 9.
+    Where it is not, and the number of inputs is even, bitsandbytes 0.50.2 dequantises wrongly on a CPU (seen on
+    one with AVX-512): it takes the scales as if every row began a new block. What comes out is off by 16 to 37 % of the
+    weights' norm instead of 9.
     """
     weight = cast("nn.Linear", layer).weight
     return weight.shape[1 if isinstance(layer, nn.Linear) else 0] % BLOCK == 0

@@ -25,7 +25,7 @@ from duet_unlearn.data.files import atomic_write_text
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
 from duet_unlearn.events import Event, OnEvent, ignore
-from duet_unlearn.queries.questions import (
+from duet_unlearn.queries.selection import (
     choose,
     is_new,
     key_names,

@@ -67,7 +67,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class SubjectResult:
+class SubjectScores:
     name: str
     label: str
     scores: Mapping[str, Mapping[str, Score]]
@@ -88,7 +88,7 @@ class RunData:
     probe: Mapping[str, Any]
     shifts: Sequence[Mapping[str, Any]]
     """First-token distributions of a few queries, with the student's where it was measured."""
-    subjects: Mapping[str, SubjectResult]
+    subjects: Mapping[str, SubjectScores]
     columns: tuple[Column, ...]
     samples: Mapping[str, Sequence[Mapping[str, Any]]]
     timings: Mapping[str, Mapping[str, float]]
@@ -123,7 +123,7 @@ def read_run(path: Path) -> RunData:
     evals = {name: _json(path / "evals" / f"{name}.json", default=None) for name in SUBJECTS}
     evals = {name: found for name, found in evals.items() if found is not None}
     subjects = {
-        name: SubjectResult(
+        name: SubjectScores(
             name=name,
             label=found.get("label", name),
             scores=_scores(found["scores"]),
@@ -225,7 +225,7 @@ def _scores(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, d
     }
 
 
-def _columns(evals: Mapping[str, Mapping[str, Any]], subjects: Mapping[str, SubjectResult]) -> tuple[Column, ...]:
+def _columns(evals: Mapping[str, Mapping[str, Any]], subjects: Mapping[str, SubjectScores]) -> tuple[Column, ...]:
     """The union of all subjects' sets, ordered by group."""
 
     def usual_metric(set_name: str) -> str:

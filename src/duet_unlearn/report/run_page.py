@@ -24,7 +24,7 @@ from duet_unlearn.report.run_data import (
     SUBJECTS,
     Column,
     RunData,
-    SubjectResult,
+    SubjectScores,
     cell_text,
     duration,
     method_name,
@@ -137,7 +137,7 @@ def render_report(path: Path, *, shown: Shown = "everything") -> str:
     if is_sweep(Path(path)):
         if shown != "everything":
             raise UserError(f"{path}: is a sweep, whose report has no answers to redact", "redact a run of it")
-        return _template("sweep.html.j2").render(sweep_context(Path(path))) + "\n"
+        return page_template(Path(__file__).with_name("sweep.html.j2")).render(sweep_context(Path(path))) + "\n"
     run = read_run(path)
     return render_run(run if shown == "everything" else redacted(run, redactor_of(run, shown)))
 
@@ -197,25 +197,28 @@ def render_run(run: RunData) -> str:
         "warnings": run.env.get("warnings", []),
         "facts": {key: run.env[key] for key in ENV_FACTS if run.env.get(key) is not None},
     }
-    return _template("report.html.j2").render(context) + "\n"
+    return page_template(Path(__file__).with_name("report.html.j2")).render(context) + "\n"
 
 
 @cache
-def _template(name: str) -> jinja2.Template:
-    """A page's template; every value is escaped, and one that is not there is an error."""
+def page_template(path: Path) -> jinja2.Template:
+    """The template of a page or a text; in HTML every value is escaped, and one that is not there is an error.
+
+    Compiled once a process: that takes a tenth of a second, as long as all the rest of a small page.
+    """
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        loader=jinja2.FileSystemLoader(path.parent),
+        autoescape=path.name.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(name)
+    return environment.get_template(path.name)
 
 
-def _score_tables(subjects: Sequence[SubjectResult], columns: Sequence[tuple[int, Column]]) -> list[dict[str, Any]]:
+def _score_tables(subjects: Sequence[SubjectScores], columns: Sequence[tuple[int, Column]]) -> list[dict[str, Any]]:
     """The columns of each table, as many whole groups as fit the page, and its rows, a subject each."""
     tables: list[list[tuple[str, list[tuple[int, Column]]]]] = []
     width = MAX_COLUMNS
@@ -245,7 +248,7 @@ def _score_tables(subjects: Sequence[SubjectResult], columns: Sequence[tuple[int
     ]
 
 
-def _score_cell(subject: SubjectResult, column: Column, *, first: bool) -> dict[str, Any]:
+def _score_cell(subject: SubjectScores, column: Column, *, first: bool) -> dict[str, Any]:
     """A number, and what is shown when somebody points at it: interval, other metrics, n."""
     score = subject.score(column.name, column.metric)
     text = cell_text(score.value, column.metric)
@@ -281,7 +284,7 @@ def _requests(run: RunData) -> list[dict[str, Any]]:
     return rows
 
 
-def _paper(run: RunData, subjects: Sequence[SubjectResult]) -> dict[str, Any] | None:
+def _paper(run: RunData, subjects: Sequence[SubjectScores]) -> dict[str, Any] | None:
     """The paper's tables on the run's benchmarks, each with this run's rows below the paper's; None where there are
     none."""
     asked = set((run.recipe.get("evaluate") or {}).get("benchmarks") or ())
@@ -304,7 +307,7 @@ def _paper(run: RunData, subjects: Sequence[SubjectResult]) -> dict[str, Any] | 
     return {"source": found["source"], "caution": found["caution"], "tables": tables} if tables else None
 
 
-def _forget_keep(run: RunData, subjects: Sequence[SubjectResult]) -> dict[str, Any] | None:
+def _forget_keep(run: RunData, subjects: Sequence[SubjectScores]) -> dict[str, Any] | None:
     """Held-out forget questions against near neighbours and retain, or the nearest that a run has to them."""
     marked = [column for column in run.columns if column.metric == "right"]
     forget = [c for c in marked if c.goal == "forget" and c.group == "forget"]

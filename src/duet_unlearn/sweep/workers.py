@@ -123,7 +123,7 @@ def run(sweep: SweepFolder, *, workers: int = 1, on_event: OnEvent = ignore) -> 
         UserError: the disk is full; the workers ended early.
     """
     # A worker of this process is idle, and holds no claim, when it is counted who else is at work.
-    progress = Progress(sweep, on_event, lambda: max(workers, claims.active(sweep.claims) + (workers == 1)))
+    progress = SweepProgress(sweep, on_event, lambda: max(workers, claims.active(sweep.claims) + (workers == 1)))
     progress.begin()
     with _end_requests_as_interrupts():
         if workers == 1:
@@ -143,7 +143,7 @@ def run(sweep: SweepFolder, *, workers: int = 1, on_event: OnEvent = ignore) -> 
 
 
 @dataclass
-class Progress:
+class SweepProgress:
     """What a watcher hears: every run that was finished, by whomever, and the time that is left.
 
     Events of the phase `sweep` are finished runs; of the phase `now`, what this worker does at the moment.
@@ -194,7 +194,7 @@ class Worker:
     """One process's part of a sweep."""
 
     sweep: SweepFolder
-    progress: Progress
+    progress: SweepProgress
     sick: int = field(default=0, init=False)
     """Unexpected errors in a row."""
 
@@ -361,7 +361,7 @@ def _command(suite: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "duet_unlearn", "sweep", str(suite), "--out", str(out)]
 
 
-def _processes(sweep: SweepFolder, workers: int, progress: Progress) -> None:
+def _processes(sweep: SweepFolder, workers: int, progress: SweepProgress) -> None:
     """Start workers, each the same command with a share of the machine, and tell what they do until the last ends."""
     started: list[tuple[subprocess.Popen[bytes], Path]] = []
     for number in range(workers):

@@ -136,7 +136,7 @@ class StepLog:
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """What a resumed run must know besides weights and optimiser."""
 
     step: int = 0
@@ -177,7 +177,7 @@ def train(
         accelerator, model, make_optimizers(model, config), loss, targets, config, pad_id, hidden_block, combine, seed
     )
     state = checkpoints.load(model, run.optimizers) if checkpoints else None
-    progress = Progress(**state) if state else Progress()
+    progress = TrainingProgress(**state) if state else TrainingProgress()
     model.train()
     for step in range(progress.step, num_steps):
         if config.early_stop is not None and progress.failures >= config.early_stop:
@@ -348,7 +348,7 @@ def _micros(examples: Sequence[Example], size: int) -> list[list[Example]]:
 
 
 def _note(
-    progress: Progress, log: StepLog, model: nn.Module, checkpoints: Checkpoints | None, config: TrainConfig
+    progress: TrainingProgress, log: StepLog, model: nn.Module, checkpoints: Checkpoints | None, config: TrainConfig
 ) -> None:
     """Remember a validation, and the weights if they are the best so far."""
     assert log.validation is not None

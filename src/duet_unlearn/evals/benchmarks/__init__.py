@@ -9,7 +9,7 @@ from duet_unlearn.config.sections import EvalConfig
 from duet_unlearn.data.published import Benchmark
 from duet_unlearn.data.query import Query
 from duet_unlearn.evals.benchmarks import books, hazards, people
-from duet_unlearn.evals.benchmarks.protocol import BenchmarkSettings, SubjectResult, Summary
+from duet_unlearn.evals.benchmarks.published_sets import BenchmarkSettings, SubjectResult, Summary
 from duet_unlearn.evals.question_sets import EvalSet
 from duet_unlearn.stats import Score
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from duet_unlearn.data.published import PublishedRow, Publisher, has_folder, read_rows, unknown_part
 from duet_unlearn.data.query import Query
-from duet_unlearn.evals.benchmarks.protocol import (
+from duet_unlearn.evals.benchmarks.published_sets import (
     FALL,
     STAY,
     BenchmarkSettings,

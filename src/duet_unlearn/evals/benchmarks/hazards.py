@@ -21,7 +21,7 @@ from dataclasses import replace
 from duet_unlearn.data.published import PublishedRow, Publisher, read_rows, unknown_part
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError
-from duet_unlearn.evals.benchmarks.protocol import (
+from duet_unlearn.evals.benchmarks.published_sets import (
     FALL,
     BenchmarkSettings,
     SubjectResult,

@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 from duet_unlearn.data.published import PublishedRow, Publisher, home, read_rows, unknown_part
 from duet_unlearn.data.query import Query
 from duet_unlearn.errors import UserError, nearest
-from duet_unlearn.evals.benchmarks.protocol import (
+from duet_unlearn.evals.benchmarks.published_sets import (
     FALL,
     STAY,
     BenchmarkSettings,

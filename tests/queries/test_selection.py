@@ -8,7 +8,7 @@ import pytest
 
 from duet_unlearn.lab.language import QUESTIONS, question
 from duet_unlearn.lab.world import BENCHMARK_STORIES, world
-from duet_unlearn.queries.questions import (
+from duet_unlearn.queries.selection import (
     SIMILAR,
     alike,
     choose,
